@@ -1,0 +1,1 @@
+"""Client of Tandem's gRPC API, sync and async."""

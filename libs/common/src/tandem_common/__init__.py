@@ -1,0 +1,1 @@
+"""What all Tandem services share."""

@@ -1,0 +1,1 @@
+"""Tandem's worker host: registration, roles, handoff, transports."""

@@ -1,0 +1,1 @@
+"""Tandem's frontend: OpenAI over HTTP, typed API over gRPC."""
