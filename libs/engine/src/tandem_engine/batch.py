@@ -1,0 +1,78 @@
+"""The seam inside an engine: what the scheduler hands to a model runner for one step, and what comes back.
+
+Everything in a Batch is lent for the duration of `Runner.execute`: token lists and block tables are those of the
+living sequences, and a runner must neither change nor keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem_common.generation import SamplingParams, StoppingParams
+
+from tandem_engine.api import EngineInfo, TokenLogprobs
+
+
+@dataclass(slots=True)
+class ScheduledSequence:
+    """One row of a step: compute token_ids[num_computed_tokens : num_computed_tokens + num_new_tokens]."""
+
+    request_id: str
+    token_ids: Sequence[int]  # all known tokens of the sequence
+    num_computed_tokens: int  # tokens whose keys and values are in the blocks already
+    num_new_tokens: int  # at least 1
+    block_ids: Sequence[int]  # block table; covers num_computed_tokens + num_new_tokens, and may be longer
+    num_prompt_tokens: int  # the first of token_ids; the others were generated
+    sampling: SamplingParams
+    stopping: StoppingParams
+    draws_token: bool  # the row reaches the last known token: draw the next one
+
+    @property
+    def position(self) -> int:
+        """Index in the sequence of the token that the row draws; with the seed, it decides the draw."""
+        return self.num_computed_tokens + self.num_new_tokens
+
+
+@dataclass(slots=True)
+class Batch:
+    """The rows of one step: decodes (one new token each) first, then prompt chunks."""
+
+    sequences: list[ScheduledSequence]
+
+
+@dataclass(slots=True)
+class DrawnToken:
+    """A token that a runner drew, with log-probabilities when the request asked for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class Runner(Protocol):
+    """A model and its pool of blocks. Every method is called from the engine's own thread."""
+
+    def load(self) -> EngineInfo:
+        """Load the model and allocate the blocks; raises ModelError with the fix."""
+        ...
+
+    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+        """Compute one step: one entry per row, None where `draws_token` is False. Any exception is fatal."""
+        ...
+
+    def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
+        """Copy blocks, one after another, into `out` (len(block_ids) * block_bytes bytes)."""
+        ...
+
+    def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        """Fill blocks from `payload`, laid out as in `read_blocks`."""
+        ...
+
+    def poison_blocks(self, block_ids: Sequence[int]) -> None:
+        """For tests: fill freed blocks with garbage (NaN), so that reading one shows."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. Idempotent; also called when `load` failed."""
+        ...
