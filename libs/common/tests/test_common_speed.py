@@ -176,7 +176,7 @@ def test_whatever_comes_in_coefficients_are_finite_and_not_negative(
 def test_falling_times_do_not_give_a_negative_slope() -> None:
     fitter = SpeedFitter()
     for i in range(200):
-        observe_prefill(fitter, 10.0 - 0.01 * (i % 100), 1 + i % 100, 0)
+        observe_prefill(fitter, 10.0 - 0.01 * (37 * i % 100), 1 + 37 * i % 100, 0)
     fit = fitted_prefill(fitter)
     assert fit.b_ms == 0.0
     assert fit.a_ms == pytest.approx(9.5, rel=0.02)
