@@ -20,6 +20,13 @@ MAX_STOP_TOKENS = 64
 MAX_SEED = 2**64 - 1
 
 
+def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
+    """Raise InvalidRequest unless low <= value <= high (low < value with `above`)."""
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        bounds = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+        raise InvalidRequest(f"{name} must be {bounds}, got {value:g}", param=name)
+
+
 class RequestClass(enum.Enum):
     """What may displace what."""
 
@@ -161,10 +168,3 @@ class Generation:
                 raise InvalidRequest(
                     f"{name} has token id {worst}; this model's are 0 to {vocab_size - 1}", param=name
                 )
-
-
-def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    """Raise InvalidRequest unless low <= value <= high (low < value with `above`)."""
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-        bounds = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
-        raise InvalidRequest(f"{name} must be {bounds}, got {value:g}", param=name)

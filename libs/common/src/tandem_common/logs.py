@@ -42,12 +42,8 @@ def configure_logging(service: str, *, level: str = "info", format: str = "auto"
 
 
 def get_logger(name: str) -> Any:
-    """A logger whose lines carry `logger=name`; usable before `configure_logging`."""
-    return (
-        structlog.get_logger().bind(logger=name)
-        if structlog.is_configured()
-        else structlog.get_logger(logger=name)
-    )
+    """A logger whose lines carry `component=name`; may be made before `configure_logging`."""
+    return structlog.get_logger(component=name)
 
 
 @contextlib.contextmanager

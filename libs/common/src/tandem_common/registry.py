@@ -49,10 +49,10 @@ class WorkerPublisher:
     async def next_epoch(self, worker_id: str) -> int:
         """A number greater than that of every earlier incarnation, even if Redis forgot them.
 
-        Seconds since 1970 are the floor, so only a restart within one second with an emptied Redis could repeat one.
+        Milliseconds since 1970 are the floor: after Redis lost its memory, a restart still counts on.
         """
         async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.set(self._keys.epoch(worker_id), int(time.time()), nx=True, ex=EPOCH_TTL_S)
+            pipeline.set(self._keys.epoch(worker_id), int(1000 * time.time()), nx=True, ex=EPOCH_TTL_S)
             pipeline.incr(self._keys.epoch(worker_id))
             pipeline.expire(self._keys.epoch(worker_id), EPOCH_TTL_S)
             results = await pipeline.execute()
