@@ -1,0 +1,15 @@
+"""How the bytes of blocks travel between two workers: shared memory on one host, TCP sockets otherwise."""
+
+from tandem_worker.transports.api import BlockSink, Connection, OutgoingChunk, Source, TransportBroken
+from tandem_worker.transports.peers import PeerConnections
+from tandem_worker.transports.receiver import Receiver
+
+__all__ = [
+    "BlockSink",
+    "Connection",
+    "OutgoingChunk",
+    "PeerConnections",
+    "Receiver",
+    "Source",
+    "TransportBroken",
+]
