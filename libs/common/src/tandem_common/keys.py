@@ -6,6 +6,9 @@ records can be written together. Times to live are set by the writers in `regist
 
 from __future__ import annotations
 
+# The one field of an entry of a KV stream: a serialized KvEvents.
+KV_ENTRY_FIELD = b"events"
+
 
 class Keys:
     """Keys of one cluster of Tandem; `cluster` separates several that share a Redis."""
@@ -30,7 +33,7 @@ class Keys:
         return f"{self._prefix}:worker:{{{worker_id}}}:epoch"
 
     def kv_stream(self, worker_id: str) -> str:
-        """Stream of KvEvents; trimmed by length, and to live for an hour after the last entry."""
+        """Stream of KvEvents under KV_ENTRY_FIELD; trimmed by length, kept alive by the worker's heartbeats."""
         return f"{self._prefix}:worker:{{{worker_id}}}:kv"
 
     def kv_snapshot(self, worker_id: str) -> str:
