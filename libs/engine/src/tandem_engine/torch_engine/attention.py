@@ -1,0 +1,48 @@
+"""Paged attention: gather the blocks that a group of rows sees, and attend to them in one call.
+
+The same code runs on CPU and CUDA. A row's result does not depend on what else is in the batch, but for the
+rounding of sums: padded keys take part with a probability of exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from tandem_engine.torch_engine.kv_cache import KVCache
+from tandem_engine.torch_engine.step_inputs import RowGroup
+
+
+def attend(queries: Tensor, groups: Sequence[RowGroup], cache: KVCache, layer: int) -> Tensor:
+    """Attention of `queries` (tokens, heads, head_dim) to the keys and values in the pool, of the same shape.
+
+    Keys and values of the new tokens must be stored already. Scores are scaled by 1/sqrt(head_dim).
+    """
+    outputs = [_attend_group(queries, group, cache, layer) for group in groups]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_group(queries: Tensor, group: RowGroup, cache: KVCache, layer: int) -> Tensor:
+    num_heads, head_dim = queries.shape[1:]
+    num_kv_heads = cache.block_shape[3]
+    gathered = cache.gather(group.block_rows + 2 * layer).view(2, group.num_rows, -1, num_kv_heads, head_dim)
+    keys, values = gathered[:, :, : group.num_keys].transpose(2, 3)  # each (rows, kv_heads, keys, head_dim)
+    end = group.start + group.num_rows * group.num_queries
+    queries = queries[group.start : end].view(group.num_rows, group.num_queries, num_heads, head_dim)
+    if group.num_queries == 1:
+        # The heads that share a KV head become its queries: each key is read once for all of them.
+        queries = queries.view(group.num_rows, num_kv_heads, -1, head_dim)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask)
+        return out.reshape(group.num_rows, num_heads, head_dim)
+    out = F.scaled_dot_product_attention(
+        queries.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=group.mask,
+        is_causal=group.is_causal,
+        enable_gqa=num_heads != num_kv_heads,
+    )
+    return out.transpose(1, 2).reshape(end - group.start, num_heads, head_dim)

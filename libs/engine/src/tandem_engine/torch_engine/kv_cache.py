@@ -1,0 +1,119 @@
+"""The paged pool of keys and values.
+
+One tensor holds everything: (num_blocks, layers, 2, block_size, kv_heads, head_dim). A block with all its
+layers is contiguous, so that a handoff copies whole blocks. The same memory seen as rows:
+
+    block rows  row (block * layers + layer) * 2 + k_or_v    holds block_size * kv_heads * head_dim numbers
+    token rows  row block_row * block_size + offset          holds kv_heads * head_dim numbers
+
+so that storing a token and gathering a block are each one copy of consecutive memory.
+
+Slots of a block that no token was written to yet are zero, never garbage: attention multiplies them by a
+probability of zero, and zero times NaN would be NaN. `clear` keeps that promise for a block about to be begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tandem_engine.torch_engine.model_config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of all blocks of one model."""
+
+    def __init__(
+        self, config: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
+    ) -> None:
+        self.block_size = block_size
+        self.num_layers = config.num_layers
+        self.block_shape = block_shape(config, block_size)
+        self._pool = torch.zeros((num_blocks, *self.block_shape), dtype=dtype, device=device)
+        self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
+        self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool."""
+        return self._pool.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pool lies."""
+        return self._pool.device
+
+    @property
+    def token_rows_per_block(self) -> int:
+        """Distance between the same token's rows in two neighbouring blocks."""
+        return self.num_layers * 2 * self.block_size
+
+    @property
+    def block_rows_per_block(self) -> int:
+        """Distance between the same layer's rows in two neighbouring blocks."""
+        return self.num_layers * 2
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers."""
+        return self._pool[0].nbytes
+
+    def store(self, key_rows: Tensor, keys: Tensor, value_rows: Tensor, values: Tensor) -> None:
+        """Write the keys and values of one layer (tokens, kv_heads, head_dim) to their token rows (tokens,)."""
+        self._token_rows.index_copy_(0, key_rows, keys.flatten(1))
+        self._token_rows.index_copy_(0, value_rows, values.flatten(1))
+
+    def gather(self, block_rows: Tensor) -> Tensor:
+        """Copy block rows (n,) of one layer out of the pool: (n, block_size * kv_heads * head_dim)."""
+        return self._block_rows.index_select(0, block_rows)
+
+    def clear(self, block_ids: Sequence[int]) -> None:
+        """Zero blocks that are about to be begun and will not be filled in the same step."""
+        self._fill(block_ids, 0.0)
+
+    def poison(self, block_ids: Sequence[int]) -> None:
+        """Fill blocks with NaN, so that reading one that is not owned shows."""
+        self._fill(block_ids, float("nan"))
+
+    def read(self, block_ids: Sequence[int], out: memoryview) -> None:
+        """Copy blocks, one after another, into `out`; ValueError unless it has room for exactly these."""
+        target = self._payload(block_ids, out)
+        for start, first, count in _runs(block_ids):
+            target[start : start + count].copy_(self._pool[first : first + count])
+
+    def write(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        """Fill blocks from `payload`, laid out as in `read`; ValueError when its size differs."""
+        # torch wants writable memory even for reading; what came in as bytes is copied once more.
+        source = self._payload(block_ids, memoryview(bytearray(payload)) if payload.readonly else payload)
+        for start, first, count in _runs(block_ids):
+            self._pool[first : first + count].copy_(source[start : start + count])
+
+    def _fill(self, block_ids: Sequence[int], value: float) -> None:
+        if block_ids:
+            self._pool.index_fill_(0, torch.tensor(block_ids, device=self._pool.device), value)
+
+    def _payload(self, block_ids: Sequence[int], payload: memoryview) -> Tensor:
+        expected = len(block_ids) * self.block_bytes
+        if payload.nbytes != expected:
+            raise ValueError(
+                f"{len(block_ids)} blocks of {self.block_bytes} bytes need {expected} bytes, got {payload.nbytes}"
+            )
+        if not expected:
+            return self._pool[:0]
+        return torch.frombuffer(payload, dtype=self._pool.dtype).view(-1, *self.block_shape)
+
+
+def block_shape(config: ModelConfig, block_size: int) -> tuple[int, ...]:
+    """Shape of one block: layers, keys and values, tokens, KV heads, head size."""
+    return (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
+
+
+def _runs(block_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of consecutive blocks, as (index of the first, its block, how many): each is one copy."""
+    start = 0
+    for index in range(1, len(block_ids) + 1):
+        if index == len(block_ids) or block_ids[index] != block_ids[index - 1] + 1:
+            yield start, block_ids[start], index - start
+            start = index

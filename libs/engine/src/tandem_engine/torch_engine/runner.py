@@ -1,0 +1,189 @@
+"""The model runner of the torch engine: loads a model, owns its blocks, computes steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from tandem_common.model_source import model_revision
+from torch import Tensor
+
+from tandem_engine.api import EngineInfo, ModelError
+from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.config import EngineConfig
+from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
+from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
+from tandem_engine.torch_engine.model import Transformer
+from tandem_engine.torch_engine.model_config import ModelConfig, load_model_config
+from tandem_engine.torch_engine.rope import RotaryTable
+from tandem_engine.torch_engine.sampler import draw_tokens
+from tandem_engine.torch_engine.step_inputs import StepInputs, make_step_inputs
+from tandem_engine.torch_engine.weights import Weights
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TorchRunner:
+    """`Runner` of tandem_engine.batch for dense models in Hugging Face format, on CPU or CUDA.
+
+    Call everything from one thread: torch keeps its number of threads per calling thread.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._model: Transformer | None = None
+        self._cache: KVCache | None = None
+        self._windows: frozenset[int] = frozenset()
+        self._dtype = torch.float32
+
+    @torch.inference_mode()
+    def load(self) -> EngineInfo:
+        """Read the model and allocate the pool; ModelError says what is wrong and how to mend it."""
+        config, path = self._config, Path(self._config.model)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        model_config = load_model_config(path)
+        device = _device(config.device)
+        self._dtype = dtype = _dtype(config.dtype, device, model_config)
+        num_blocks = _num_blocks(config, model_config, dtype)
+        max_context_tokens = _max_context_tokens(config, model_config, num_blocks)
+        shape = block_shape(model_config, config.block_size)
+        with Weights(path, dtype=dtype, device=device) as weights:
+            check_memory(
+                weight_bytes=weights.num_bytes(),
+                kv_bytes=num_blocks * _num_bytes(shape, dtype),
+                available=available_bytes(device),
+                device=device,
+            )
+            rotary = RotaryTable(model_config.rope, model_config.head_dim, max_context_tokens, dtype, device)
+            self._model = Transformer(model_config, weights, rotary)
+        self._cache = KVCache(
+            model_config, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype, device=device
+        )
+        self._windows = frozenset(model_config.windows)
+        name = str(dtype).removeprefix("torch.")
+        return EngineInfo(
+            name="torch",
+            vocab_size=model_config.vocab_size,
+            max_context_tokens=max_context_tokens,
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            max_step_tokens=config.max_step_tokens,
+            max_sequences=config.max_sequences,
+            dtype=name,
+            block_shape=shape,
+            block_bytes=self._cache.block_bytes,
+            layout_digest=_layout_digest(name, shape, model_revision(path)),
+        )
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+        """Compute one step and draw a token for each row that asks for one."""
+        inputs = self._inputs(batch)
+        drawn: list[DrawnToken | None] = [None] * len(batch.sequences)
+        logits = self._forward(inputs)
+        if inputs.drawing:
+            tokens = draw_tokens(logits, [batch.sequences[index] for index in inputs.drawing])
+            for index, token in zip(inputs.drawing, tokens, strict=True):
+                drawn[index] = token
+        return drawn
+
+    @torch.inference_mode()
+    def compute_logits(self, batch: Batch) -> list[Tensor | None]:
+        """Like `execute`, but gives the model's own logits (vocab_size,) instead of tokens drawn from them."""
+        inputs = self._inputs(batch)
+        rows: list[Tensor | None] = [None] * len(batch.sequences)
+        for index, logits in zip(inputs.drawing, self._forward(inputs), strict=True):
+            rows[index] = logits
+        return rows
+
+    @torch.inference_mode()
+    def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
+        """Copy blocks into `out`."""
+        self._loaded_cache.read(block_ids, out)
+
+    @torch.inference_mode()
+    def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        """Fill blocks from `payload`."""
+        self._loaded_cache.write(block_ids, payload)
+
+    @torch.inference_mode()
+    def poison_blocks(self, block_ids: Sequence[int]) -> None:
+        """Fill blocks with NaN."""
+        self._loaded_cache.poison(block_ids)
+
+    def close(self) -> None:
+        """Drop the model and the pool."""
+        self._model = None
+        self._cache = None
+
+    @property
+    def _loaded_cache(self) -> KVCache:
+        if self._cache is None:
+            raise RuntimeError("the runner is not loaded")
+        return self._cache
+
+    def _inputs(self, batch: Batch) -> StepInputs:
+        return make_step_inputs(batch, self._loaded_cache, self._windows, self._dtype)
+
+    def _forward(self, inputs: StepInputs) -> Tensor:
+        if self._model is None:
+            raise RuntimeError("the runner is not loaded")
+        cache = self._loaded_cache
+        cache.clear(inputs.begun_blocks)
+        return self._model(inputs, cache)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "device is cuda, but torch sees no CUDA device; install a CUDA build of torch and the driver, or set "
+            "device to cpu"
+        )
+    return wanted
+
+
+def _dtype(wanted: str, device: str, model_config: ModelConfig) -> torch.dtype:
+    if wanted == "auto":
+        # A CPU computes float32 exactly and everywhere; a GPU is there for the model's own.
+        wanted = "float32" if device == "cpu" or model_config.dtype == "float32" else "bfloat16"
+    return _DTYPES[wanted]
+
+
+def _num_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype) -> int:
+    if config.num_blocks:
+        return config.num_blocks
+    block_bytes = _num_bytes(block_shape(model_config, config.block_size), dtype)
+    num_blocks = config.kv_cache_mib * MIB // block_bytes
+    if num_blocks < 1:
+        raise ModelError(
+            f"kv_cache_mib is {config.kv_cache_mib}, but one block of this model takes {block_bytes / MIB:.1f} MiB; "
+            "raise kv_cache_mib or lower block_size"
+        )
+    return num_blocks
+
+
+def _max_context_tokens(config: EngineConfig, model_config: ModelConfig, num_blocks: int) -> int:
+    """The model's context, or less when the configuration or the pool allows less."""
+    if config.max_context_tokens > model_config.max_context_tokens:
+        raise ModelError(
+            f"max_context_tokens is {config.max_context_tokens}, but the model was made for at most "
+            f"{model_config.max_context_tokens}; lower it"
+        )
+    wanted = config.max_context_tokens or model_config.max_context_tokens
+    return min(wanted, num_blocks * config.block_size)
+
+
+def _layout_digest(dtype: str, shape: Sequence[int], revision: str) -> bytes:
+    """Digest (16 bytes) of everything that must be equal for blocks to mean the same to two engines."""
+    layout = "\0".join(("torch v1", dtype, *map(str, shape), revision))
+    return blake2b(layout.encode(), digest_size=16, key=b"tandem layout v1").digest()
