@@ -1,0 +1,42 @@
+"""Incremental decoding: token ids in, the text that they add out, exact for every split of a character.
+
+Equal to decoding the whole sequence at once, however the tokens are split into calls; a character whose bytes
+are not complete yet is held back. (For SentencePiece tokenizers the library turns a whole run of byte tokens into
+replacement characters when one of them is wrong; here only the wrong bytes are replaced.)
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+from tandem_frontend.token_bytes import TokenBytes
+
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """Decodes one sequence. `continues_text`: it goes on after a prompt, so no leading space is stripped."""
+
+    __slots__ = ("_decode", "_size", "_strip", "_text")
+
+    def __init__(self, table: TokenBytes, *, continues_text: bool = False) -> None:
+        self._text = table.text
+        self._size = len(table.text)
+        self._decode = _Utf8Decoder("replace").decode
+        self._strip = table.strips_leading_space and not continues_text
+
+    def add(self, token_ids: Iterable[int]) -> str:
+        """Text that became certain with these tokens; may be empty."""
+        table, size = self._text, self._size
+        text = self._decode(b"".join([table[i] for i in token_ids if i < size]))
+        return self._without_leading_space(text) if self._strip and text else text
+
+    def finish(self) -> str:
+        """What was held back, with a replacement character for bytes that never became one."""
+        text = self._decode(b"", True)
+        return self._without_leading_space(text) if self._strip and text else text
+
+    def _without_leading_space(self, text: str) -> str:
+        self._strip = False
+        return text.removeprefix(" ")

@@ -1,0 +1,125 @@
+"""Asking a router where a request should go, and doing without one when none answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import grpc
+from tandem.v1 import router_pb2 as pb
+from tandem.v1 import router_pb2_grpc
+from tandem_common.errors import InvalidRequest, Overloaded, TandemError, Unavailable
+from tandem_common.logs import get_logger
+from tandem_common.rpc import error_from_rpc, open_channel, outgoing_metadata
+
+from tandem_frontend.models import ModelCatalog
+
+ROUTE_DEADLINE_S = 1.0
+# A router that did not answer is asked last for this long.
+COOLING_S = 3.0
+RETRY_AFTER_MS = 1000
+
+_log = get_logger("routing")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes; without `prefill` the decode worker computes the prompt."""
+
+    decode: pb.WorkerRef
+    prefill: pb.WorkerRef | None = None
+
+
+class RouterClient:
+    """Chooses a router for each request. `addresses` gives those known now, host:port.
+
+    A refusal (overloaded, invalid) is passed on. A router that does not answer is followed by the next; when
+    none is left, the decode workers of the registry take turns, so that requests are served without any router.
+    """
+
+    def __init__(
+        self,
+        addresses: Callable[[], Iterable[str]],
+        catalog: ModelCatalog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._addresses = addresses
+        self._catalog = catalog
+        self._clock = clock
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._cooling_until: dict[str, float] = {}
+        self._turn = itertools.count()
+        self._routerless = False
+
+    async def route(self, query: pb.RouteQuery) -> Route:
+        """Workers for a request; Overloaded, InvalidRequest, or Unavailable when no worker is left."""
+        for address in self._in_order():
+            try:
+                response = await self._ask(address, query)
+            except (Overloaded, InvalidRequest):
+                raise
+            except TandemError as error:
+                self._cooling_until[address] = self._clock() + COOLING_S
+                _log.warning("a router gave no route", reason=error.code.name, request_id=query.request_id)
+                continue
+            self._note_routerless(now=False)
+            return Route(response.decode, response.prefill if response.HasField("prefill") else None)
+        return self._take_turns(query.model, query.excluded_worker_ids)
+
+    async def close(self) -> None:
+        """Close all channels."""
+        channels, self._channels = self._channels, {}
+        await asyncio.gather(*(channel.close() for channel in channels.values()))
+
+    async def _ask(self, address: str, query: pb.RouteQuery) -> pb.RouteResponse:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address)
+        try:
+            response: pb.RouteResponse = await router_pb2_grpc.RouterServiceStub(channel).Route(
+                pb.RouteRequest(query=query),
+                timeout=ROUTE_DEADLINE_S,
+                metadata=outgoing_metadata(query.request_id),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        if not response.decode.worker_id:
+            raise Unavailable("the router named no worker")
+        return response
+
+    def _in_order(self) -> Sequence[str]:
+        """Routers to ask, taking turns; those that did not answer lately come last."""
+        addresses = sorted(self._addresses())
+        self._forget(addresses)
+        if not addresses:
+            return ()
+        first = next(self._turn) % len(addresses)
+        now = self._clock()
+        turned = addresses[first:] + addresses[:first]
+        return [a for a in turned if self._cooling_until.get(a, now) <= now] or turned[:1]
+
+    def _forget(self, known: Iterable[str]) -> None:
+        """Drop what belongs to routers that have left; their channels close when collected."""
+        gone = self._channels.keys() - set(known)
+        for address in gone:
+            del self._channels[address]
+            self._cooling_until.pop(address, None)
+
+    def _take_turns(self, model: str, excluded: Iterable[str]) -> Route:
+        without = set(excluded)
+        cards = [card for card in self._catalog.decode_workers(model) if card.worker_id not in without]
+        if not cards:
+            raise Unavailable("no worker can take this request now", retry_after_ms=RETRY_AFTER_MS)
+        self._note_routerless(now=True)
+        card = cards[next(self._turn) % len(cards)]
+        return Route(pb.WorkerRef(worker_id=card.worker_id, epoch=card.epoch, address=card.address))
+
+    def _note_routerless(self, *, now: bool) -> None:
+        if now and not self._routerless:
+            _log.warning("no router answers; decode workers take turns")
+        elif self._routerless and not now:
+            _log.info("a router answers again")
+        self._routerless = now

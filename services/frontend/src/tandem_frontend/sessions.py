@@ -1,0 +1,228 @@
+"""One `DecodeService.Session` per decode worker, shared by all requests that it decodes.
+
+The token path is synchronous: the reader of a session hands each row of a message straight to the sink of its
+request, which detokenizes and writes to the client's socket before the next row is looked at. No task is woken
+and nothing is queued in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import grpc
+from tandem.v1 import decode_pb2 as pb
+from tandem.v1 import decode_pb2_grpc, generation_pb2, router_pb2
+from tandem_common.errors import InternalError, TandemError, Unavailable, error_for_code
+from tandem_common.logs import get_logger
+from tandem_common.rpc import open_channel
+
+# Commands that a worker has not taken; more means that it does not read any more.
+MAX_COMMANDS = 8192
+_MAX_STREAM_ID = 2**32 - 1
+
+_log = get_logger("sessions")
+
+
+class StreamSink(Protocol):
+    """One request inside a session. Called from the reader, in order; must not block."""
+
+    def on_tokens(self, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs]) -> None:
+        """New tokens, and their log-probabilities if asked for."""
+        ...
+
+    def on_started(self, started: pb.StreamStarted) -> None:
+        """The first token came."""
+        ...
+
+    def on_finished(self, finished: pb.StreamFinished) -> None:
+        """The last call: the sequence has ended."""
+        ...
+
+    def on_error(self, error: TandemError, *, retryable: bool) -> None:
+        """The last call: it failed here; when `retryable`, nothing is wrong with the request itself."""
+        ...
+
+
+class Session:
+    """Commands to, and tokens from, one incarnation of one decode worker."""
+
+    def __init__(self, worker: router_pb2.WorkerRef, frontend_id: str) -> None:
+        self.worker_id = worker.worker_id
+        self.epoch = worker.epoch
+        self.broken = False
+        self._channel = open_channel(worker.address)
+        self._streams: dict[int, StreamSink] = {}
+        self._next_id = 1
+        self._commands: deque[pb.SessionRequest] = deque()
+        self._command_came = asyncio.Event()
+        self._send(
+            pb.SessionRequest(open=pb.OpenSession(frontend_id=frontend_id, epoch=worker.epoch)),
+        )
+
+    @property
+    def num_streams(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def submit(
+        self,
+        generation: generation_pb2.Generation,
+        prefill: router_pb2.WorkerRef | None,
+        timeout_ms: int,
+        sink: StreamSink,
+    ) -> int:
+        """Start a request; everything about it goes to `sink`. Returns its stream id. Unavailable when broken."""
+        if self.broken:
+            raise Unavailable("the session with the worker has ended")
+        stream_id = self._next_id
+        self._next_id = self._next_id % _MAX_STREAM_ID + 1
+        self._streams[stream_id] = sink
+        submit = pb.Submit(stream_id=stream_id, generation=generation, prefill=prefill, timeout_ms=timeout_ms)
+        self._send(pb.SessionRequest(submit=submit))
+        return stream_id
+
+    def cancel(self, stream_id: int) -> None:
+        """Forget a request and tell the worker; nothing more reaches its sink. Idempotent."""
+        if self._streams.pop(stream_id, None) is not None and not self.broken:
+            self._send(pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id)))
+
+    async def run(self) -> None:
+        """Talk until the stream ends or this is cancelled; then tell every request that is left."""
+        reason = "the worker ended the session"
+        call = decode_pb2_grpc.DecodeServiceStub(self._channel).Session()
+        writer = asyncio.create_task(self._write(call))
+        try:
+            async for response in call:
+                self._dispatch(response)
+        except grpc.aio.AioRpcError as error:
+            reason = f"the session with the worker broke ({error.code().name})"
+        finally:
+            self._break(reason)
+            writer.cancel()
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            await self._channel.close()
+
+    def _send(self, command: pb.SessionRequest) -> None:
+        if len(self._commands) >= MAX_COMMANDS:
+            self._break("the worker takes no commands")
+            return
+        self._commands.append(command)
+        self._command_came.set()
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]) -> None:
+        try:
+            while True:
+                await self._command_came.wait()
+                self._command_came.clear()
+                while self._commands:
+                    await call.write(self._commands.popleft())
+        except Exception as error:  # noqa: BLE001 - grpc.aio raises several kinds; the reader sees the status
+            _log.debug("writing to a session failed", worker_id=self.worker_id, error=type(error).__name__)
+            call.cancel()
+
+    def _dispatch(self, response: pb.SessionResponse) -> None:
+        """Hand each row to its request. A defect in one request's sink ends that request only."""
+        streams = self._streams
+        token_ids: list[int] = response.token_ids[:]
+        counts = response.token_counts
+        logprobs = {entry.stream_id: entry.tokens for entry in response.logprobs}
+        start = 0
+        for row, stream_id in enumerate(response.stream_ids):
+            end = start + (counts[row] if counts else 1)
+            sink = streams.get(stream_id)
+            if sink is not None:
+                try:
+                    sink.on_tokens(token_ids[start:end], logprobs.get(stream_id, ()) if logprobs else ())
+                except Exception:  # noqa: BLE001 - one bad request never harms another
+                    self._fail(stream_id, sink)
+            start = end
+        for event in response.events:
+            sink = streams.get(event.stream_id)
+            if sink is not None:
+                try:
+                    self._apply(event, sink)
+                except Exception:  # noqa: BLE001 - as above
+                    self._fail(event.stream_id, sink)
+
+    def _apply(self, event: pb.StreamEvent, sink: StreamSink) -> None:
+        match event.WhichOneof("event"):
+            case "started":
+                sink.on_started(event.started)
+            case "finished":
+                self._streams.pop(event.stream_id, None)
+                sink.on_finished(event.finished)
+            case "error":
+                self._streams.pop(event.stream_id, None)
+                error = event.error
+                retry_after_ms = error.retry_after_ms if error.HasField("retry_after_ms") else None
+                sink.on_error(
+                    error_for_code(error.code, error.message, retry_after_ms=retry_after_ms),
+                    retryable=error.retryable,
+                )
+
+    def _fail(self, stream_id: int, sink: StreamSink) -> None:
+        _log.exception("a request's sink failed", worker_id=self.worker_id)
+        self.cancel(stream_id)
+        sink.on_error(InternalError("internal error"), retryable=False)
+
+    def _break(self, reason: str) -> None:
+        if self.broken:
+            return
+        self.broken = True
+        streams, self._streams = self._streams, {}
+        if streams:
+            _log.warning(reason, worker_id=self.worker_id, epoch=self.epoch, num_streams=len(streams))
+        for sink in streams.values():
+            sink.on_error(Unavailable(reason), retryable=True)
+
+
+class SessionPool:
+    """Sessions by worker, opened when first needed. Owns their tasks."""
+
+    def __init__(self, frontend_id: str) -> None:
+        self._frontend_id = frontend_id
+        self._sessions: dict[str, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, worker: router_pb2.WorkerRef) -> Session:
+        """The session with this incarnation of a worker; Unavailable for one that a later one has replaced."""
+        session = self._sessions.get(worker.worker_id)
+        if session is not None and not session.broken:
+            if session.epoch == worker.epoch:
+                return session
+            if session.epoch > worker.epoch:
+                raise Unavailable("the worker was restarted meanwhile")
+        session = Session(worker, self._frontend_id)
+        self._sessions[worker.worker_id] = session
+        task = asyncio.create_task(session.run(), name=f"session {worker.worker_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_end(session))
+        return session
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are open."""
+        return len(self._sessions)
+
+    async def close(self) -> None:
+        """End all sessions; the requests in them are told."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_end(self, session: Session) -> Callable[[asyncio.Task[None]], None]:
+        def forget(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if self._sessions.get(session.worker_id) is session:
+                del self._sessions[session.worker_id]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("a session ended oddly", worker_id=session.worker_id, error=type(error).__name__)
+
+        return forget
