@@ -46,6 +46,11 @@ class KVCache:
         return self._pool.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._pool.dtype
+
+    @property
     def token_rows_per_block(self) -> int:
         """Distance between the same token's rows in two neighbouring blocks."""
         return self.num_layers * 2 * self.block_size

@@ -1,0 +1,191 @@
+"""Weights are read from one file or shards alike, and what is wrong with them is said with the fix."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tandem_engine.api import ModelError
+from tandem_engine.torch_engine.memory import available_bytes, check_memory
+from tandem_engine.torch_engine.weights import INDEX_FILE, SINGLE_FILE, Weights
+
+
+@pytest.fixture
+def broken(tiny_model, tmp_path):
+    """A copy of a model directory, to be damaged."""
+    path = tmp_path / "model"
+    shutil.copytree(tiny_model("llama").path, path)
+    return path
+
+
+@pytest.fixture
+def sharded(tiny_model, tmp_path):
+    path = tmp_path / "sharded"
+    tiny_model("llama").reference.save_pretrained(path, max_shard_size="200KB")
+    assert len(list(path.glob("*.safetensors"))) > 2
+    return path
+
+
+def rewrite(path, change):
+    tensors = load_file(path / SINGLE_FILE)
+    change(tensors)
+    save_file(tensors, path / SINGLE_FILE)
+
+
+def error_of(load, path, **settings):
+    with pytest.raises(ModelError) as error:
+        load(path, **settings)
+    return str(error.value)
+
+
+def test_shards_give_the_same_tokens_as_one_file(tiny_model, sharded, load, random_prompt):
+    prompt = random_prompt(30)
+    one, many = load(tiny_model("llama").path), load(sharded)
+    assert one.generate(one.track(prompt), 15) == many.generate(many.track(prompt), 15)
+
+
+def test_a_missing_shard_is_named(sharded, load):
+    missing = sorted(sharded.glob("*.safetensors"))[1]
+    missing.unlink()
+    message = error_of(load, sharded)
+    assert missing.name in message
+    assert "missing" in message
+
+
+def test_a_shard_without_a_tensor_that_the_index_promises_is_named(sharded, load):
+    shard = sorted(sharded.glob("*.safetensors"))[0]
+    tensors = load_file(shard)
+    name = min(tensors)
+    del tensors[name]
+    save_file(tensors, shard)
+    message = error_of(load, sharded)
+    assert name in message
+    assert shard.name in message
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"weight_map": {"a": "../a.safetensors"}}', '{"weight_map": 3}']
+)
+def test_a_damaged_index_is_an_error(sharded, load, content):
+    (sharded / INDEX_FILE).write_text(content)
+    assert "damaged" in error_of(load, sharded)
+
+
+def test_a_truncated_file_is_named(broken, load):
+    file = broken / SINGLE_FILE
+    for size in (file.stat().st_size - 100, 50, 3, 0):
+        with file.open("r+b") as opened:
+            opened.truncate(size)
+        message = error_of(load, broken)
+        assert SINGLE_FILE in message
+        assert "download it again" in message
+
+
+def test_other_formats_than_safetensors_are_not_read(broken, load):
+    (broken / SINGLE_FILE).rename(broken / "pytorch_model.bin")
+    assert "only safetensors" in error_of(load, broken)
+
+
+def test_a_missing_tensor_is_named(broken, load):
+    rewrite(broken, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    assert "lack the tensor model.layers.1.mlp.up_proj.weight" in error_of(load, broken)
+
+
+def test_a_tensor_that_has_no_place_is_named(broken, load):
+    rewrite(broken, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}))
+    assert "model.layers.0.self_attn.q_proj.bias" in error_of(load, broken)
+
+
+def test_buffers_that_old_checkpoints_carry_are_passed_over(broken, load, tiny_model, random_prompt):
+    rewrite(broken, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))
+    driver = load(broken)
+    prompt = random_prompt(12)
+    assert driver.generate(driver.track(prompt), 5) == tiny_model("llama").greedy(prompt, 5)
+
+
+def test_a_wrong_shape_is_told_with_both_shapes(broken, load):
+    rewrite(broken, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}))
+    message = error_of(load, broken)
+    assert "model.norm.weight" in message
+    assert "(32,)" in message
+    assert "(64,)" in message
+
+
+def test_quantised_tensors_are_refused(broken, load):
+    rewrite(broken, lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
+    message = error_of(load, broken)
+    assert "I8" in message
+    assert "sglang" in message
+
+
+def test_an_lm_head_beside_tied_embeddings_is_not_used(tiny_model, tmp_path, load, random_prompt):
+    path = tmp_path / "tied"
+    model = tiny_model("qwen2")
+    shutil.copytree(model.path, path)
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(320, 64)}))
+    driver = load(path)
+    prompt = random_prompt(12)
+    assert driver.generate(driver.track(prompt), 5) == model.greedy(prompt, 5)
+
+
+def test_half_precision_weights_are_widened_exactly(broken, load):
+    with Weights(broken, dtype=torch.float32, device="cpu") as weights:
+        wide = weights.read("model.norm.weight", 64)
+    rewrite(broken, lambda t: t.update({name: tensor.bfloat16() for name, tensor in t.items()}))
+    with Weights(broken, dtype=torch.float32, device="cpu") as weights:
+        narrow = weights.read("model.norm.weight", 64)
+    assert narrow.dtype == torch.float32
+    assert torch.equal(narrow, wide.bfloat16().float())
+    assert load(broken).info.dtype == "float32"
+
+
+def test_the_memory_that_is_asked_for_counts_every_tensor(tiny_model):
+    model = tiny_model("llama")
+    with Weights(model.path, dtype=torch.bfloat16, device="cpu") as weights:
+        assert weights.num_bytes() == sum(2 * p.numel() for p in model.reference.parameters())
+
+
+def test_too_little_memory_is_told_before_it_is_taken(tiny_model, load):
+    available = available_bytes("cpu")
+    assert available is not None
+    message = error_of(load, tiny_model("llama").path, num_blocks=2 * available // (3 * 2 * 8 * 32 * 4))
+    assert "not enough memory" in message
+    assert "kv_cache_mib" in message
+    with pytest.raises(ModelError, match=r"needs 30 MiB \(10 for weights, 20 .* 29 MiB are available"):
+        check_memory(weight_bytes=10 << 20, kv_bytes=20 << 20, available=29 << 20, device="cpu")
+    check_memory(weight_bytes=10 << 20, kv_bytes=20 << 20, available=30 << 20, device="cpu")
+
+
+def test_a_model_directory_without_config_is_a_model_error(broken, load):
+    (broken / "config.json").unlink()
+    assert "config.json" in error_of(load, broken)
+
+
+def test_the_pool_and_the_context_follow_the_settings(tiny_model, load):
+    path = tiny_model("llama").path
+    block_bytes = 3 * 2 * 8 * 2 * 16 * 4
+    info = load(path, num_blocks=0, kv_cache_mib=1).info
+    assert info.block_bytes == block_bytes
+    assert info.num_blocks == (1 << 20) // block_bytes
+    assert load(path, max_context_tokens=100).info.max_context_tokens == 100
+    assert load(path, num_blocks=3).info.max_context_tokens == 24
+    assert "at most 256" in error_of(load, path, max_context_tokens=257)
+    assert "kv_cache_mib" in error_of(load, path, num_blocks=0, kv_cache_mib=1, block_size=4096)
+
+
+def test_blocks_fit_engines_with_the_same_weights_and_layout_only(tiny_model, broken, load):
+    path = tiny_model("llama").path
+    digest = load(path).info.layout_digest
+    assert load(path, num_blocks=50).info.layout_digest == digest
+    assert load(path, dtype="bfloat16").info.layout_digest != digest
+    assert load(path, block_size=4).info.layout_digest != digest
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert load(broken).info.layout_digest != digest
+
+
+def test_cuda_without_a_gpu_is_a_model_error(tiny_model, load):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert "no CUDA device" in error_of(load, tiny_model("llama").path, device="cuda")
