@@ -84,35 +84,43 @@ class Scripted(inference_pb2_grpc.InferenceServiceServicer):
         gone = threading.Event()
         context.add_callback(gone.set)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-        num_tokens = 0
-        for step in script:
-            match step:
-                case Piece(text, logprob):
-                    num_tokens += len(text)
-                    logprobs = (
-                        []
-                        if logprob is None
-                        else [
-                            generation_pb2.TokenLogprobs(
-                                logprob=logprob, top_token_ids=[7, 8], top_logprobs=[-1.0, -2.0]
-                            )
-                            for _ in text
-                        ]
-                    )
-                    delta = inference_pb2.TextDelta(text=text, token_ids=map(ord, text), logprobs=logprobs)
-                    yield response_type(request_id="req-1", delta=delta)
-                case Done(reason, stop):
-                    usage = inference_pb2.Usage(
-                        prompt_tokens=9, completion_tokens=num_tokens, cached_tokens=4
-                    )
-                    completed = inference_pb2.Completed(reason=reason, usage=usage, stop=stop)
-                    yield response_type(request_id="req-1", completed=completed)
-                case Hang():
-                    if gone.wait(20):
-                        self.client_gone.set()
-                    return
-                case Fail():
-                    _fail(context, step)
+        complete = False
+        try:
+            num_tokens = 0
+            for step in script:
+                match step:
+                    case Piece(text, logprob):
+                        num_tokens += len(text)
+                        logprobs = (
+                            []
+                            if logprob is None
+                            else [
+                                generation_pb2.TokenLogprobs(
+                                    logprob=logprob, top_token_ids=[7, 8], top_logprobs=[-1.0, -2.0]
+                                )
+                                for _ in text
+                            ]
+                        )
+                        delta = inference_pb2.TextDelta(
+                            text=text, token_ids=map(ord, text), logprobs=logprobs
+                        )
+                        yield response_type(request_id="req-1", delta=delta)
+                    case Done(reason, stop):
+                        usage = inference_pb2.Usage(
+                            prompt_tokens=9, completion_tokens=num_tokens, cached_tokens=4
+                        )
+                        completed = inference_pb2.Completed(reason=reason, usage=usage, stop=stop)
+                        yield response_type(request_id="req-1", completed=completed)
+                    case Hang():
+                        gone.wait(20)
+                        return
+                    case Fail():
+                        _fail(context, step)
+            complete = True
+        finally:
+            # gRPC drops the generator, wherever it is, when the client leaves.
+            if not complete:
+                self.client_gone.set()
 
 
 def _fail(context: grpc.ServicerContext, fail: Fail) -> None:

@@ -129,7 +129,7 @@ def test_the_api_key_and_the_deadline_travel_with_the_call(connect, address, ser
     caller = connect(address, api_key="sk-1", timeout=tc.Timeouts(total_s=77))
     caller.call("chat", "x", model=MODEL)
     assert service.metadata[0]["authorization"] == "Bearer sk-1"
-    assert 70 < service.time_remaining_s[0] <= 77
+    assert 70 < service.time_remaining_s[0] < 78  # gRPC rounds it up
 
 
 @pytest.mark.parametrize(
