@@ -1,0 +1,160 @@
+"""Load that routing decisions put on workers and that the workers have not reported themselves yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BookedLoad:
+    """What one or more requests add to a worker."""
+
+    num_sequences: int = 0
+    num_prefilling: int = 0
+    queued_prefill_tokens: int = 0
+    decode_kv_tokens: int = 0
+    num_blocks: int = 0
+
+    def plus(self, other: BookedLoad) -> BookedLoad:
+        """Both together."""
+        return BookedLoad(
+            num_sequences=self.num_sequences + other.num_sequences,
+            num_prefilling=self.num_prefilling + other.num_prefilling,
+            queued_prefill_tokens=self.queued_prefill_tokens + other.queued_prefill_tokens,
+            decode_kv_tokens=self.decode_kv_tokens + other.decode_kv_tokens,
+            num_blocks=self.num_blocks + other.num_blocks,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Booking:
+    """One request's load on one incarnation of a worker; `time_s` is monotonic."""
+
+    worker_id: str
+    epoch: int
+    load: BookedLoad
+    time_s: float
+
+
+_NOTHING = BookedLoad()
+
+
+@dataclass(slots=True)
+class _WorkerBookings:
+    """In the order in which they were made."""
+
+    by_request: dict[str, Booking] = field(default_factory=dict)
+    total: BookedLoad | None = _NOTHING  # None: to be summed up again
+
+
+class Bookings:
+    """Bookings by worker and request, until the worker reports the request, is another incarnation, or they are old.
+
+    The methods that drop bookings return the ids of the workers whose totals changed. Time never runs backwards.
+    """
+
+    def __init__(self, *, max_age_s: float, max_per_worker: int) -> None:
+        """A worker's oldest booking makes room for a new one beyond `max_per_worker`."""
+        self._max_age_s = max_age_s
+        self._max_per_worker = max_per_worker
+        self._workers: dict[str, _WorkerBookings] = {}
+
+    def add(self, request_id: str, bookings: Iterable[Booking]) -> None:
+        """Book a request; a later booking of the same request on the same worker replaces the earlier one."""
+        for booking in bookings:
+            worker = self._workers.setdefault(booking.worker_id, _WorkerBookings())
+            replaced = worker.by_request.pop(request_id, None)
+            worker.by_request[request_id] = booking
+            if len(worker.by_request) > self._max_per_worker:
+                del worker.by_request[next(iter(worker.by_request))]
+                worker.total = None
+            elif replaced is not None or worker.total is None:
+                worker.total = None
+            else:
+                worker.total = worker.total.plus(booking.load)
+
+    def observe(self, worker_id: str, epoch: int, reported: Iterable[str]) -> bool:
+        """A beat came: drop what it reports and what was meant for an earlier incarnation; whether that changed any."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return False
+        before = len(worker.by_request)
+        for request_id in reported:
+            worker.by_request.pop(request_id, None)
+        fenced = [request_id for request_id, booking in worker.by_request.items() if booking.epoch != epoch]
+        for request_id in fenced:
+            del worker.by_request[request_id]
+        return self._dropped(worker_id, worker, before)
+
+    def expire(self, now_s: float) -> set[str]:
+        """Drop what is older than the age limit: the request was never sent, or its report was missed."""
+        changed = set()
+        for worker_id, worker in list(self._workers.items()):
+            before = len(worker.by_request)
+            while worker.by_request:
+                request_id, oldest = next(iter(worker.by_request.items()))
+                if now_s - oldest.time_s < self._max_age_s:
+                    break
+                del worker.by_request[request_id]
+            if self._dropped(worker_id, worker, before):
+                changed.add(worker_id)
+        return changed
+
+    def withdraw(self, request_id: str) -> set[str]:
+        """Drop a request everywhere: it is being routed again."""
+        changed = set()
+        for worker_id, worker in list(self._workers.items()):
+            before = len(worker.by_request)
+            worker.by_request.pop(request_id, None)
+            if self._dropped(worker_id, worker, before):
+                changed.add(worker_id)
+        return changed
+
+    def retain(self, worker_ids: Mapping[str, object]) -> None:
+        """Forget all workers but these."""
+        for worker_id in [known for known in self._workers if known not in worker_ids]:
+            del self._workers[worker_id]
+
+    def total(self, worker_id: str) -> BookedLoad:
+        """All that is booked on a worker."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return _NOTHING
+        if worker.total is None:
+            worker.total = _sum(worker)
+        return worker.total
+
+    def count(self, worker_id: str) -> int:
+        """Requests booked on a worker."""
+        worker = self._workers.get(worker_id)
+        return len(worker.by_request) if worker else 0
+
+    def __len__(self) -> int:
+        """Bookings on all workers together."""
+        return sum(len(worker.by_request) for worker in self._workers.values())
+
+    def check_integrity(self) -> None:
+        """Assert that totals are sums, that nothing exceeds its bound, and that order is by time."""
+        for worker_id, worker in self._workers.items():
+            assert worker.by_request, "a worker without bookings is not kept"
+            assert len(worker.by_request) <= self._max_per_worker
+            assert worker.total is None or worker.total == _sum(worker)
+            assert all(booking.worker_id == worker_id for booking in worker.by_request.values())
+            times = [booking.time_s for booking in worker.by_request.values()]
+            assert times == sorted(times)
+
+    def _dropped(self, worker_id: str, worker: _WorkerBookings, before: int) -> bool:
+        if len(worker.by_request) == before:
+            return False
+        worker.total = None
+        if not worker.by_request:
+            del self._workers[worker_id]
+        return True
+
+
+def _sum(worker: _WorkerBookings) -> BookedLoad:
+    total = _NOTHING
+    for booking in worker.by_request.values():
+        total = total.plus(booking.load)
+    return total

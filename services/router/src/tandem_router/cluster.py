@@ -1,0 +1,126 @@
+"""The router's memory of the cluster: registry records and bookings in, views out. Time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tandem.v1 import cluster_pb2 as pb
+from tandem_common.registry import RegisteredWorker
+
+from tandem_router.bookings import BookedLoad, Booking, Bookings
+from tandem_router.query import Decision, Query
+from tandem_router.records import facts_from_card, links_from_beat, load_from_beat, speeds_from_beat
+from tandem_router.speeds import with_borrowed_speeds
+from tandem_router.view import ClusterView, WorkerFacts, WorkerView
+
+
+class Cluster:
+    """Keeps the view up to date with the registry and with this router's own decisions.
+
+    A registry that is empty all of a sudden has more likely been restarted than lost every worker: the workers known
+    before stay in the view for `empty_grace_s`, in which the living ones register again.
+    """
+
+    def __init__(self, bookings: Bookings, *, empty_grace_s: float) -> None:
+        self.bookings = bookings
+        self._empty_grace_s = empty_grace_s
+        self._emptied_at_s: float | None = None
+        self._registered: Mapping[str, RegisteredWorker] = {}
+        self._facts: dict[str, WorkerFacts] = {}
+        self._view = ClusterView()
+
+    @property
+    def view(self) -> ClusterView:
+        """What is known now; never changed afterwards."""
+        return self._view
+
+    @property
+    def registered(self) -> Mapping[str, RegisteredWorker]:
+        """The records that the view was made from."""
+        return self._registered
+
+    def observe(self, registered: Mapping[str, RegisteredWorker], now_s: float) -> None:
+        """Take what the registry says now, and drop the bookings that this makes superfluous."""
+        registered = self._bridged(registered, now_s)
+        self.bookings.retain(registered)
+        self.bookings.expire(now_s)
+        facts: dict[str, WorkerFacts] = {}
+        workers = []
+        for worker_id, record in registered.items():
+            known = self._registered.get(worker_id)
+            unchanged = known is not None and known.card == record.card
+            its_facts = self._facts.get(worker_id) if unchanged else facts_from_card(record.card)
+            if its_facts is None:
+                continue
+            facts[worker_id] = its_facts
+            if record.beat is not None:
+                self.bookings.observe(worker_id, its_facts.epoch, record.beat.accepted_request_ids)
+            workers.append(_worker_view(its_facts, record.beat, self.bookings.total(worker_id)))
+        self._registered, self._facts = registered, facts
+        pools = ClusterView.of(workers).pools
+        self._view = ClusterView(
+            pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()}
+        )
+
+    def book(self, query: Query, decision: Decision, now_s: float) -> None:
+        """Put the load of a decision on its workers. The one place where bookings are made."""
+        changed = self.bookings.withdraw(query.request_id) if query.excluded_worker_ids else set()
+        bookings = [
+            Booking(worker_id=worker.facts.worker_id, epoch=worker.facts.epoch, load=load, time_s=now_s)
+            for worker, load in booked_loads(query, decision)
+        ]
+        self.bookings.add(query.request_id, bookings)
+        changed.update(booking.worker_id for booking in bookings)
+        loads = {
+            worker_id: load_from_beat(self._registered[worker_id].beat, self.bookings.total(worker_id))
+            for worker_id in changed
+        }
+        self._view = self._view.with_loads(query.model, loads)
+
+    def _bridged(
+        self, registered: Mapping[str, RegisteredWorker], now_s: float
+    ) -> Mapping[str, RegisteredWorker]:
+        """Within the grace after the registry came back empty: what was known before, and what is there again."""
+        if not registered and self._registered and self._emptied_at_s is None:
+            self._emptied_at_s = now_s
+        if self._emptied_at_s is None:
+            return registered
+        if (
+            now_s - self._emptied_at_s < self._empty_grace_s
+            and not registered.keys() >= self._registered.keys()
+        ):
+            return {**self._registered, **registered}
+        self._emptied_at_s = None
+        return registered
+
+
+def booked_loads(query: Query, decision: Decision) -> list[tuple[WorkerView, BookedLoad]]:
+    """What a decision adds to its worker or workers."""
+    chosen = decision.chosen
+    computing = chosen.computing.facts
+    num_uncached = query.num_tokens - chosen.predicted_cached_tokens
+    prompt = BookedLoad(
+        num_sequences=1,
+        num_prefilling=1,
+        queued_prefill_tokens=num_uncached,
+        num_blocks=computing.blocks_of(query.num_tokens),
+    )
+    if chosen.prefill is None:
+        return [(chosen.decode, prompt)]
+    answer = BookedLoad(
+        num_sequences=1,
+        decode_kv_tokens=query.num_tokens,
+        num_blocks=chosen.decode.facts.blocks_of(query.num_tokens),
+    )
+    return [(chosen.prefill, prompt), (chosen.decode, answer)]
+
+
+def _worker_view(facts: WorkerFacts, beat: pb.WorkerBeat | None, booked: BookedLoad) -> WorkerView:
+    prefill_speed, decode_speed = speeds_from_beat(beat)
+    return WorkerView(
+        facts=facts,
+        load=load_from_beat(beat, booked),
+        prefill_speed=prefill_speed,
+        decode_speed=decode_speed,
+        links=links_from_beat(beat),
+    )

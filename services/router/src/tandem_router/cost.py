@@ -1,0 +1,141 @@
+"""What a candidate costs, in predicted milliseconds, from what each worker measured about itself.
+
+The cost is the delay that the request will see until its expected end, plus the delay that it adds to others:
+
+    queue       prompts ahead of it on the worker that computes                 }
+    prefill     its own uncached tokens, chunk by chunk                         } time to first token
+    ship        the part of the handoff that computing does not hide            }
+    room        until the decode worker has a place and blocks for it           }
+    decode      its own expected steps
+    stall       what computing its prompt takes from sequences that decode on the same worker
+    neighbours  what its expected steps add to the steps of the sequences that it decodes with
+
+Each term belongs to one side of a pair, `ship` alone to both: that makes the search in `search` cheap.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tandem_common.speed import DecodeSpeed, PrefillSpeed
+
+from tandem_router.view import Link, WorkerFacts, WorkerLoad, WorkerRole
+
+
+class PrefillTerms(NamedTuple):
+    """Terms of the worker that computes the prompt."""
+
+    queue: float
+    prefill: float
+    stall: float
+    num_steps: int  # engine steps that the prompt takes
+
+
+class DecodeTerms(NamedTuple):
+    """Terms of the worker that decodes."""
+
+    room: float
+    decode: float
+    neighbours: float
+
+
+def prompt_tokens_per_step(facts: WorkerFacts, load: WorkerLoad) -> int:
+    """Prompt tokens that one engine step takes: what decoding sequences leave of it."""
+    return max(1, facts.max_step_tokens - load.num_decoding)
+
+
+def interleaved_ms(speed: DecodeSpeed | None, load: WorkerLoad) -> float:
+    """What the decoding sequences add to each step that also computes a prompt; the step's base is paid already."""
+    if speed is None or not load.num_decoding:
+        return 0.0
+    return speed.step_ms(load.num_decoding, load.decode_kv_tokens) - speed.a_ms
+
+
+def queue_ms(facts: WorkerFacts, load: WorkerLoad, speed: PrefillSpeed, interleaved: float) -> float:
+    """Until the prompts that were there first are computed.
+
+    Beats tell how many tokens and prompts wait, not their contexts: each token is taken to see half of the mean
+    rest of a prompt.
+    """
+    num_tokens = load.queued_prefill_tokens
+    if not num_tokens:
+        return 0.0
+    num_steps = -(-num_tokens // prompt_tokens_per_step(facts, load))
+    mean_context = num_tokens / max(1, load.num_prefilling) / 2
+    computing = num_steps * speed.a_ms + num_tokens * (speed.b_ms + speed.c_ms * mean_context)
+    return computing + num_steps * interleaved
+
+
+def neighbours_of(facts: WorkerFacts, load: WorkerLoad) -> int:
+    """Sequences that are delayed while the worker computes a prompt.
+
+    A decode worker is never taken for empty: it is there for sequences that are about to come, and a prompt computed on
+    it would delay them. A prefill worker decodes nothing; who waits there is in the queue.
+    """
+    if facts.role is WorkerRole.PREFILL:
+        return 0
+    return max(1, load.num_sequences) if facts.role is WorkerRole.DECODE else load.num_sequences
+
+
+def room_ms(facts: WorkerFacts, load: WorkerLoad, num_tokens: int, lifetime_ms: float) -> float:
+    """Until the decode worker has a place in its batch and blocks for the prompt.
+
+    The sequences there are expected to end evenly over one lifetime, each giving back its place and its blocks.
+    """
+    places_over = load.num_sequences + 1 - facts.max_sequences if facts.max_sequences else 0
+    blocks_over = facts.blocks_of(num_tokens) - (facts.num_blocks - load.num_used_blocks)
+    wait = 0.0
+    if places_over > 0:
+        wait = lifetime_ms * places_over / max(1, load.num_sequences)
+    if blocks_over > 0:
+        wait = max(wait, lifetime_ms * blocks_over / max(1, load.num_used_blocks))
+    return wait
+
+
+def ship_ms(link: Link, num_bytes: int, computing_ms: float, num_steps: int) -> float:
+    """The part of a handoff that computing does not hide.
+
+    A prompt computed in n steps is shipped in n parts, each while the next is computed: a pipeline of two stages
+    that takes (C + S)/n + max(C, S)·(n − 1)/n for computing C and shipping S. Less C, that leaves
+    S/n + max(0, S − C)·(n − 1)/n, plus the latency of the last part.
+    """
+    shipping = num_bytes / link.bytes_per_ms
+    hidden = min(shipping, computing_ms) * (num_steps - 1) / num_steps
+    return link.latency_ms + shipping - hidden
+
+
+def prefill_terms(
+    facts: WorkerFacts,
+    load: WorkerLoad,
+    prefill: PrefillSpeed,
+    decode: DecodeSpeed | None,
+    tokens: tuple[int, int],
+) -> PrefillTerms:
+    """Terms of computing `tokens` = (uncached, cached) of a prompt on this worker."""
+    num_uncached, num_cached = tokens
+    per_step = prompt_tokens_per_step(facts, load)
+    alone = prefill.predict_prompt_ms(num_uncached, num_cached, per_step)
+    num_steps = -(-num_uncached // per_step)
+    interleaved = interleaved_ms(decode, load)
+    return PrefillTerms(
+        queue_ms(facts, load, prefill, interleaved),
+        alone + num_steps * interleaved,
+        alone * neighbours_of(facts, load),
+        num_steps,
+    )
+
+
+def decode_terms(
+    facts: WorkerFacts, load: WorkerLoad, speed: DecodeSpeed, num_tokens: int, num_new_tokens: int
+) -> DecodeTerms:
+    """Terms of decoding `num_new_tokens` (expected) tokens after `num_tokens` on this worker.
+
+    Queued prompts will decode there too by then, so they count as neighbours. The sequence is taken at its mean length.
+    """
+    length = num_tokens + num_new_tokens // 2
+    num_others = load.num_sequences
+    kv_tokens = load.decode_kv_tokens + load.queued_prefill_tokens
+    step = speed.step_ms(num_others + 1, kv_tokens + length)
+    added = speed.b_ms + speed.c_ms * length
+    own = num_new_tokens * step
+    return DecodeTerms(room_ms(facts, load, num_tokens, own), own, num_others * num_new_tokens * added)

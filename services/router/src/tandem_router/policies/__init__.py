@@ -1,0 +1,13 @@
+"""Ways to choose workers, behind one interface and chosen by configuration."""
+
+from __future__ import annotations
+
+from tandem_router.policies.least_loaded import LeastLoaded
+from tandem_router.policies.policy import Policy
+from tandem_router.policies.predictive import Predictive
+from tandem_router.policies.random_workers import RandomWorkers
+from tandem_router.policies.round_robin import RoundRobin
+
+__all__ = ["POLICY_NAMES", "LeastLoaded", "Policy", "Predictive", "RandomWorkers", "RoundRobin"]
+
+POLICY_NAMES = (Predictive.name, RoundRobin.name, RandomWorkers.name, LeastLoaded.name)
