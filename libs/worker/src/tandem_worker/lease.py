@@ -71,6 +71,10 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._leases)
 
+    def find(self, lease_id: str) -> Lease | None:
+        """The lease of that id, if there is one."""
+        return self._leases.get(lease_id)
+
     def leases(self) -> list[Lease]:
         """All of them, in order of reservation."""
         return list(self._leases.values())
@@ -94,8 +98,8 @@ class LeaseTable:
         """There was a sign of life: move the deadline, never backwards."""
         lease.deadline_s = max(lease.deadline_s, deadline_s)
 
-    def begin(self, lease_id: str, first_block: int, num_blocks: int, now_s: float) -> tuple[Lease, Verdict]:
-        """A chunk is about to be copied.
+    def check(self, lease_id: str, first_block: int, num_blocks: int, now_s: float) -> Lease:
+        """The lease that covers these blocks.
 
         PermissionDenied for a lease that is unknown, released or past its deadline; InvalidRequest for blocks that it
         does not cover.
@@ -105,9 +109,13 @@ class LeaseTable:
             raise PermissionDenied("no such lease, or it has ended")
         if num_blocks < 1 or first_block < lease.first_block or first_block + num_blocks > lease.num_blocks:
             raise InvalidRequest("blocks outside of the lease")
-        if lease.phase is LeasePhase.COMMITTED or lease.copied.issuperset(
-            range(first_block, first_block + num_blocks)
-        ):
+        return lease
+
+    def begin(self, lease_id: str, first_block: int, num_blocks: int, now_s: float) -> tuple[Lease, Verdict]:
+        """A chunk is about to be copied; raises what `check` raises."""
+        lease = self.check(lease_id, first_block, num_blocks, now_s)
+        blocks = range(first_block, first_block + num_blocks)
+        if lease.phase is LeasePhase.COMMITTED or lease.copied.issuperset(blocks):
             return lease, Verdict.DUPLICATE
         lease.phase = LeasePhase.TRANSFERRING
         lease.num_in_flight += 1

@@ -21,8 +21,8 @@ _KEY_LABEL = b"tandem handoff ticket v1"
 class TicketOffice:
     """Makes and checks tickets under the cluster secret."""
 
-    def __init__(self, cluster_secret: str) -> None:
-        self._key = hmac.new(cluster_secret.encode(), _KEY_LABEL, sha256).digest()
+    def __init__(self, cluster_secret: bytes) -> None:
+        self._key = hmac.new(cluster_secret, _KEY_LABEL, sha256).digest()
 
     def sign(self, claims: pb.TicketClaims) -> bytes:
         """A ticket (serialized SignedTicket) that says `claims`."""

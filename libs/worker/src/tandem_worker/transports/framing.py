@@ -1,5 +1,6 @@
-"""Messages on a socket: length as u32 little-endian, then a protobuf message. Nothing here waits for ever by itself:
-callers put `asyncio.timeout` around it.
+"""Messages on a socket: length as u32 little-endian, then a protobuf message.
+
+Nothing here waits for ever by itself, but everything may: callers put `asyncio.timeout` around it.
 """
 
 from __future__ import annotations

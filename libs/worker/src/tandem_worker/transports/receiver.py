@@ -50,8 +50,9 @@ class Receiver:
     """One listening socket. `introduce` reads the hello of a new connection and finds its payloads."""
 
     def __init__(
-        self, listener: socket.socket, sink: BlockSink, introduce: Introduce, *, address: str
+        self, listener: socket.socket, sink: BlockSink, introduce: Introduce, *, kind: str, address: str
     ) -> None:
+        self.kind = kind
         self.address = address
         self._listener = listener
         self._sink = sink

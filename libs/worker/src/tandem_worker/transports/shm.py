@@ -47,7 +47,7 @@ def listen(sink: BlockSink) -> Receiver:
     listener.bind("\0" + name)
     listener.listen(128)
     listener.setblocking(False)
-    return Receiver(listener, sink, _introduce, address=name)
+    return Receiver(listener, sink, _introduce, kind="shm", address=name)
 
 
 async def connect(address: str, source: Source, slot_bytes: int, timeout_s: float) -> SlottedConnection:

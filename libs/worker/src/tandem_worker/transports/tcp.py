@@ -24,7 +24,7 @@ def listen(host: str, port: int, advertise_host: str, sink: BlockSink) -> Receiv
     listener.setblocking(False)
     bound_port = listener.getsockname()[1]
     shown = f"[{advertise_host}]" if ":" in advertise_host else advertise_host
-    return Receiver(listener, sink, _introduce, address=f"{shown}:{bound_port}")
+    return Receiver(listener, sink, _introduce, kind="tcp", address=f"{shown}:{bound_port}")
 
 
 async def connect(address: str, source: Source, slot_bytes: int, timeout_s: float) -> SlottedConnection:
