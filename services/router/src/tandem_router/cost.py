@@ -21,6 +21,9 @@ from tandem_common.speed import DecodeSpeed, PrefillSpeed
 
 from tandem_router.view import Link, WorkerFacts, WorkerLoad, WorkerRole
 
+# A handoff's call, ticket and lease, whatever is shipped over whatever link.
+HANDOFF_MS = 1.5
+
 
 class PrefillTerms(NamedTuple):
     """Terms of the worker that computes the prompt."""
@@ -97,11 +100,11 @@ def ship_ms(link: Link, num_bytes: int, computing_ms: float, num_steps: int) -> 
 
     A prompt computed in n steps is shipped in n parts, each while the next is computed: a pipeline of two stages
     that takes (C + S)/n + max(C, S)·(n − 1)/n for computing C and shipping S. Less C, that leaves
-    S/n + max(0, S − C)·(n − 1)/n, plus the latency of the last part.
+    S/n + max(0, S − C)·(n − 1)/n, plus the latency of the last part and what every handoff takes.
     """
     shipping = num_bytes / link.bytes_per_ms
     hidden = min(shipping, computing_ms) * (num_steps - 1) / num_steps
-    return link.latency_ms + shipping - hidden
+    return HANDOFF_MS + link.latency_ms + shipping - hidden
 
 
 def prefill_terms(

@@ -164,6 +164,7 @@ class KvFollower:
         cursors: dict[Any, Any] = {
             key: str(self._followed[worker_id].cursor) for key, worker_id in ids_by_key.items()
         }
+        streams: Any  # the client's own annotation covers every protocol version at once
         try:
             streams = await self._redis.xread(cursors, count=_ENTRIES_PER_READ, block=_BLOCK_MS)
         except ResponseError:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 from google.protobuf.message import DecodeError
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.hashing import HASH_BYTES, unpack_hashes
+from tandem_common.keys import KV_ENTRY_FIELD
 
 
 class MalformedRecord(Exception):
@@ -59,11 +60,12 @@ class Snapshot:
 
 
 def parse_events(fields: Mapping[bytes, bytes]) -> Events:
-    """An entry has one field, whose value is a KvEvents message. Raises MalformedRecord."""
-    if len(fields) != 1:
-        raise MalformedRecord(f"{len(fields)} fields instead of one")
+    """An entry's one field of interest holds a KvEvents message. Raises MalformedRecord."""
+    record = fields.get(KV_ENTRY_FIELD)
+    if record is None:
+        raise MalformedRecord("the field is missing")
     try:
-        message = pb.KvEvents.FromString(next(iter(fields.values())))
+        message = pb.KvEvents.FromString(record)
         removed, stored = unpack_hashes(message.removed), unpack_hashes(message.stored)
     except (DecodeError, ValueError):
         raise MalformedRecord("not a KvEvents message") from None

@@ -19,12 +19,12 @@ class Distance(enum.Enum):
 
 
 # Shared memory; one switch; a data centre's network; between data centres; the rest of the world. Rates are what one
-# handoff can hope for beside others, latencies hold the call, the ticket and the acknowledgement.
+# handoff can hope for beside others.
 PRIOR_LINKS: dict[Distance, Link] = {
     Distance.HOST: SAME_HOST_LINK,
-    Distance.RACK: Link(bytes_per_ms=2.5e6, latency_ms=2.5),
-    Distance.ZONE: Link(bytes_per_ms=1.2e6, latency_ms=3.0),
-    Distance.REGION: Link(bytes_per_ms=2.5e5, latency_ms=6.0),
+    Distance.RACK: Link(bytes_per_ms=2.5e6, latency_ms=0.5),
+    Distance.ZONE: Link(bytes_per_ms=1.2e6, latency_ms=1.0),
+    Distance.REGION: Link(bytes_per_ms=2.5e5, latency_ms=4.0),
     Distance.APART: Link(bytes_per_ms=5e4, latency_ms=60.0),
 }
 

@@ -85,14 +85,14 @@ class WorkerLoad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
-    """How fast blocks move from one worker to another; `latency_ms` is what the smallest handoff takes."""
+    """How fast blocks move from one worker to another; `latency_ms` is what the smallest chunk takes."""
 
     bytes_per_ms: float
     latency_ms: float
 
 
 # What a handoff inside one host can hope for before one has been measured; see `topology` for the other distances.
-SAME_HOST_LINK = Link(bytes_per_ms=5e6, latency_ms=2.0)
+SAME_HOST_LINK = Link(bytes_per_ms=5e6, latency_ms=0.3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,65 @@
+"""Brings what the registry says into the cluster's view, and tells watchers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+
+from tandem_common.registry import ClusterWatcher, RegisteredWorker
+
+from tandem_router.cluster import Cluster
+from tandem_router.index import BlockIndex
+from tandem_router.metrics import RouterMetrics
+
+
+class ClusterFeed:
+    """Feeds one cluster from one watcher; `run` by its owner."""
+
+    def __init__(
+        self,
+        watcher: ClusterWatcher,
+        cluster: Cluster,
+        index: BlockIndex,
+        metrics: RouterMetrics,
+        interval_s: float,
+    ) -> None:
+        """`interval_s`: how often bookings age and gauges are set even when no worker changed."""
+        self._watcher = watcher
+        self._cluster = cluster
+        self._index = index
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._changed = asyncio.Event()
+        self._seen: Mapping[str, RegisteredWorker] = {}
+
+    @property
+    def stale_ms(self) -> int:
+        """Milliseconds since Redis last answered."""
+        return self._watcher.stale_ms
+
+    async def run(self) -> None:
+        """Feed until cancelled."""
+        while True:
+            self.update()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._watcher.changed()
+
+    def update(self) -> None:
+        """Bring what the watcher saw last into the view."""
+        registered = self._watcher.workers
+        self._cluster.observe(registered, time.monotonic())
+        self._metrics.workers.set(len(self._cluster.registered))
+        self._metrics.bookings.set(len(self._cluster.bookings))
+        self._metrics.index_blocks.set(self._index.num_hashes)
+        self._metrics.view_stale_ms.set(self._watcher.stale_ms)
+        if registered is not self._seen:
+            self._seen = registered
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait until a card or beat has changed."""
+        await self._changed.wait()

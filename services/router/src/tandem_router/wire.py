@@ -1,0 +1,103 @@
+"""Contract messages to and from what the core speaks."""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+from tandem.v1 import router_pb2 as pb
+from tandem_common.errors import InvalidRequest
+from tandem_common.generation_proto import request_class_from_proto
+from tandem_common.hashing import unpack_hashes
+
+from tandem_router.index import BlockIndex
+from tandem_router.query import Candidate, Decision, Query
+from tandem_router.view import WorkerView
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MAX_EXCLUDED = 256
+MAX_TOKENS = 2**31 - 1
+
+
+def query_from_proto(message: pb.RouteQuery, index: BlockIndex, turn: int) -> Query:
+    """Check a query and look up who holds its blocks; InvalidRequest names the field at fault."""
+    if not _REQUEST_ID.fullmatch(message.request_id):
+        raise InvalidRequest(
+            "request_id must have 1 to 128 letters, digits, dots, dashes or underscores", param="request_id"
+        )
+    if not message.model:
+        raise InvalidRequest("model is missing; name one", param="model")
+    if not 1 <= message.num_tokens <= MAX_TOKENS:
+        raise InvalidRequest(
+            f"num_tokens must be between 1 and {MAX_TOKENS}, got {message.num_tokens}", param="num_tokens"
+        )
+    if not 1 <= message.max_tokens <= MAX_TOKENS:
+        raise InvalidRequest(
+            f"max_tokens must be between 1 and {MAX_TOKENS}, got {message.max_tokens}", param="max_tokens"
+        )
+    if len(message.excluded_worker_ids) > MAX_EXCLUDED:
+        raise InvalidRequest(
+            f"{len(message.excluded_worker_ids)} excluded workers; at most {MAX_EXCLUDED} are allowed",
+            param="excluded_worker_ids",
+        )
+    try:
+        hashes = unpack_hashes(message.block_hashes)
+    except ValueError:
+        raise InvalidRequest(
+            "block_hashes must be a whole number of 16-byte hashes", param="block_hashes"
+        ) from None
+    if len(hashes) > message.num_tokens:
+        raise InvalidRequest(
+            f"{len(hashes)} block hashes for {message.num_tokens} tokens; send one per full block",
+            param="block_hashes",
+        )
+    return Query(
+        request_id=message.request_id,
+        model=message.model,
+        num_tokens=message.num_tokens,
+        max_tokens=message.max_tokens,
+        cached_blocks=index.match(hashes),
+        excluded_worker_ids=frozenset(message.excluded_worker_ids),
+        request_class=request_class_from_proto(message.request_class),
+        tie_break=crc32(message.request_id.encode()),
+        turn=turn,
+    )
+
+
+def route_to_proto(decision: Decision) -> pb.RouteResponse:
+    """Where the request goes."""
+    chosen = decision.chosen
+    return pb.RouteResponse(
+        decode=_ref(chosen.decode),
+        prefill=_ref(chosen.prefill) if chosen.prefill else None,
+        predicted_ttft_ms=decision.predicted_ttft_ms,
+        predicted_cached_tokens=chosen.predicted_cached_tokens,
+    )
+
+
+def explanation_to_proto(chosen: Decision, weighed: Decision) -> pb.ExplainResponse:
+    """The decision `chosen`, and the candidates of `weighed`: the same choice made with a wider search."""
+    return pb.ExplainResponse(
+        policy=chosen.policy,
+        unit=chosen.unit,
+        candidates=[_candidate(candidate) for candidate in weighed.candidates],
+        chosen=route_to_proto(chosen),
+        excluded=weighed.excluded,
+        num_candidates=weighed.num_candidates,
+    )
+
+
+def _ref(worker: WorkerView) -> pb.WorkerRef:
+    facts = worker.facts
+    return pb.WorkerRef(worker_id=facts.worker_id, epoch=facts.epoch, address=facts.address)
+
+
+def _candidate(candidate: Candidate) -> pb.Candidate:
+    return pb.Candidate(
+        decode_worker_id=candidate.decode.facts.worker_id,
+        prefill_worker_id=candidate.prefill.facts.worker_id if candidate.prefill else "",
+        prefill_cached_blocks=candidate.prefill_cached_blocks,
+        decode_cached_blocks=candidate.decode_cached_blocks,
+        terms=candidate.terms,
+        cost=candidate.cost,
+    )
