@@ -45,7 +45,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Check each value against its field, and those that depend on each other."""
         for field in dataclasses.fields(EngineConfig):
-            value, low, choices = getattr(self, field.name), field.metadata["minimum"], field.metadata["choices"]
+            value, low, choices = (
+                getattr(self, field.name),
+                field.metadata["minimum"],
+                field.metadata["choices"],
+            )
             if low is not None and value < low:
                 raise ConfigError(f"{field.name} = {value!r}: must be at least {low:g}")
             if choices is not None and value not in choices:

@@ -1,0 +1,126 @@
+"""The engine's thread: runs commands, then a step, then tells what it made known; over and over."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from tandem_common.errors import TandemError
+from tandem_common.generation import Generation
+
+from tandem_engine.api import EngineInfo, PrefillMode, RequestFailure, StepOutput, TokenOutput
+from tandem_engine.batch import Batch, Runner
+from tandem_engine.block_exchange import ExchangeContext, LocalBlockExchange
+from tandem_engine.block_pool import BlockPool
+from tandem_engine.config import EngineConfig
+from tandem_engine.inbox import Inbox
+from tandem_engine.outbox import Outbox
+from tandem_engine.scheduler import Scheduler
+from tandem_engine.step_cost import step_cost
+
+# After a pause of this length it is checked that nothing contradicts itself: few requests meet it.
+_IDLE_CHECK_S = 1.0
+
+
+class EngineCore:
+    """A loaded runner, a scheduler and their loop. All methods are for the engine's thread.
+
+    `lock` is held while the scheduler changes, so that the event loop can take a snapshot in between; it is free
+    while the runner computes.
+    """
+
+    def __init__(
+        self, config: EngineConfig, info: EngineInfo, runner: Runner, inbox: Inbox, outbox: Outbox
+    ) -> None:
+        self._poison = config.poison_freed_blocks
+        self._runner = runner
+        self._inbox = inbox
+        self._outbox = outbox
+        self.info = info
+        self.lock = threading.Lock()
+        pool = BlockPool(info.num_blocks, info.block_size, record_freed=self._poison)
+        self.scheduler = Scheduler(info, pool, max_waiting=config.max_waiting)
+        # What commands made known since the last report.
+        self._first_tokens: list[TokenOutput] = []
+        self._failures: list[RequestFailure] = []
+        self._halted = False
+        self._is_checked = True
+        self.exchange = LocalBlockExchange(
+            ExchangeContext(
+                info=info,
+                scheduler=self.scheduler,
+                runner=runner,
+                inbox=inbox,
+                lock=self.lock,
+                report=self._first_tokens.append,
+            )
+        )
+
+    def run(self) -> None:
+        """Serve until halted. Whatever it raises is the engine's death."""
+        idle = True
+        while not self._halted:
+            self._run_commands(wait=idle)
+            batch = self._schedule()
+            self._report_commands(batch)
+            if batch.sequences:
+                self._outbox.put(self._step(batch))
+            self.exchange.advance()
+            idle = not batch.sequences
+
+    def submit(self, generation: Generation, prefill: PrefillMode) -> None:
+        """Queue a request, or report what is wrong with it."""
+        try:
+            with self.lock:
+                self.scheduler.submit(generation, prefill)
+        except TandemError as error:
+            self._failures.append(RequestFailure(request_id=generation.request_id, error=error))
+
+    def halt(self) -> None:
+        """End `run` before the next step."""
+        self._halted = True
+
+    def _run_commands(self, *, wait: bool) -> None:
+        if wait:
+            if not self._is_checked and not self._inbox.wait(_IDLE_CHECK_S):
+                self.scheduler.check_integrity()
+                self._is_checked = True
+            if self._is_checked:
+                self._inbox.wait()
+            self._is_checked = False
+        self._inbox.run_waiting()
+
+    def _schedule(self) -> Batch:
+        if self._halted or self._outbox.is_full():
+            return Batch([])  # the consumer's next visit wakes us
+        with self.lock:
+            batch = self.scheduler.schedule()
+        if self._poison:
+            # Before anyone fills the blocks that were given out just now.
+            self._runner.poison_blocks(self.scheduler.pool.take_freed())
+        self.exchange.advance()
+        return batch
+
+    def _step(self, batch: Batch) -> StepOutput:
+        started = time.perf_counter()
+        drawn = self._runner.execute(batch)
+        cost = step_cost(batch, (time.perf_counter() - started) * 1e3)
+        with self.lock:
+            return self.scheduler.postprocess(batch, drawn, cost)
+
+    def _report_commands(self, batch: Batch) -> None:
+        """Failures and first tokens do not wait for the end of the step that is about to begin."""
+        if batch.sequences and not self._first_tokens and not self._failures:
+            return
+        removed, stored = self.scheduler.pool.take_changes()
+        if self._first_tokens or self._failures or removed or stored:
+            self._outbox.put(
+                StepOutput(
+                    tokens=tuple(self._first_tokens),
+                    failures=tuple(self._failures),
+                    removed_hashes=removed,
+                    stored_hashes=stored,
+                )
+            )
+            self._first_tokens.clear()
+            self._failures.clear()

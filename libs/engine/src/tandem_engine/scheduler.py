@@ -1,0 +1,275 @@
+"""What runs next: continuous batching with chunked prefill over a pool of blocks. Pure: no clock, no threads.
+
+The loop of an engine is `schedule` → execute → `postprocess`; in between, nothing else may be called. Who goes
+first is decided by seniority alone (class, then arrival):
+
+1. Each decoding sequence computes one token. When blocks run out, the most junior running sequence gives its
+   blocks back and waits again; it will recompute what it knew (its prompt and the tokens that it already
+   reported), so nothing is drawn twice. No sequence displaces a more senior one, so one always advances.
+2. Those that wait get the blocks for all their known tokens at once, or wait on and hold up all that are junior
+   to them. A waiting interactive sequence takes blocks and places from running batch sequences.
+3. What is left of the step's tokens goes to chunks of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tandem_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from tandem_common.generation import FinishReason, Generation
+
+from tandem_engine.admission import Admission
+from tandem_engine.api import (
+    EngineInfo,
+    FirstToken,
+    PrefillMode,
+    PrefillProgress,
+    StepCost,
+    StepOutput,
+    TokenLogprobs,
+    TokenOutput,
+)
+from tandem_engine.batch import Batch, DrawnToken, ScheduledSequence
+from tandem_engine.block_pool import BlockPool
+from tandem_engine.block_table import BlockTable
+from tandem_engine.integrity import require
+from tandem_engine.seniority_list import SeniorityList
+from tandem_engine.sequence import Phase, Sequence, make_sequence
+
+_RETRY_AFTER_MS = 1000
+
+
+class Scheduler:
+    """All sequences of one engine, from submission to their end. Not thread-safe."""
+
+    def __init__(self, info: EngineInfo, pool: BlockPool, *, max_waiting: int = 4096) -> None:
+        if info.max_context_tokens > pool.num_blocks * pool.block_size:
+            raise ValueError(
+                f"a context of {info.max_context_tokens} tokens does not fit into {pool.num_blocks} blocks of "
+                f"{pool.block_size}"
+            )
+        self.pool = pool
+        self.num_preemptions = 0
+        self._info = info
+        self._max_waiting = max_waiting
+        # Each has a token in every step, so that junior decodes cannot starve a senior prompt.
+        self._num_places = min(info.max_sequences, info.max_step_tokens)
+        self._num_arrivals = 0
+        self._sequences: dict[str, Sequence] = {}
+        # Prefilling or decoding. Activated ones may exceed the places: the most junior then pause.
+        self._running = SeniorityList()
+        self._admission = Admission(pool, self._running, self._num_places)
+        self._granted: list[Sequence] = []
+        self._scheduled: list[Sequence] = []  # rows of the batch that is being executed
+
+    def submit(self, generation: Generation, prefill: PrefillMode = PrefillMode.LOCAL) -> None:
+        """Queue a request to be computed here; InvalidRequest, Conflict or Overloaded when it cannot be."""
+        self._accept(generation, prefill)
+
+    def reserve(self, generation: Generation) -> None:
+        """Queue a request for blocks that another worker fills; `take_granted` tells when it has them."""
+        self._accept(generation, None)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request and give up its blocks; unknown ones are fine."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._end(sequence)
+
+    def activate(self, request_id: str, first_token: FirstToken) -> TokenOutput:
+        """Start decoding a reserved sequence whose blocks are all written; the report of its first token.
+
+        NotFound or Conflict when there is no such reservation, Conflict when blocks are missing: nothing is ever
+        computed upon what is not there.
+        """
+        sequence = self.find(request_id)
+        if sequence.phase is not Phase.RESERVED or sequence.unwritten_blocks:
+            raise Conflict(
+                f"the request is {sequence.phase.value} with {len(sequence.unwritten_blocks)} blocks unwritten; "
+                "it can be activated when it is reserved and has none"
+            )
+        if not 0 <= first_token.token_id < self._info.vocab_size:
+            raise InvalidRequest(f"first token {first_token.token_id} is not in the vocabulary")
+        sequence.is_remote = False
+        sequence.num_cached_tokens = first_token.num_cached_tokens
+        sequence.num_computed_tokens = len(sequence.token_ids)
+        sequence.table.share_filled(sequence.token_ids, sequence.num_computed_tokens)
+        sequence.phase = Phase.DECODING
+        self._running.add(sequence)
+        return self._take(sequence, first_token.token_id, first_token.logprobs)
+
+    def find(self, request_id: str) -> Sequence:
+        """The sequence of a request; NotFound when it is unknown, ended or cancelled."""
+        try:
+            return self._sequences[request_id]
+        except KeyError:
+            raise NotFound("the engine does not have this request (any more)") from None
+
+    def sequences(self) -> Iterator[Sequence]:
+        """All sequences, in the order of their arrival."""
+        return iter(self._sequences.values())
+
+    def schedule(self) -> Batch:
+        """Choose the rows of the next step; an empty batch means that only a command can change anything."""
+        require(not self._scheduled, "schedule was called twice without postprocess")
+        for sequence in self._admission.displaced():
+            self._preempt(sequence)
+        rows = self._decode_rows()
+        num_step_tokens = self._info.max_step_tokens - len(rows)
+        self._granted += self._admission.start(num_step_tokens)
+        rows += self._chunk_rows(num_step_tokens)
+        return Batch(rows)
+
+    def take_granted(self) -> list[Sequence]:
+        """Reservations that got their blocks in the last `schedule`."""
+        granted, self._granted = self._granted, []
+        return [sequence for sequence in granted if sequence.phase is Phase.RESERVED]
+
+    def postprocess(
+        self, batch: Batch, drawn: list[DrawnToken | None], cost: StepCost | None = None
+    ) -> StepOutput:
+        """Take in what a runner computed for the last batch, and say what it made known."""
+        tokens: list[TokenOutput] = []
+        progress: list[PrefillProgress] = []
+        scheduled, self._scheduled = self._scheduled, []
+        block_size = self.pool.block_size
+        for sequence, row, draw in zip(scheduled, batch.sequences, drawn, strict=True):
+            computed = sequence.num_computed_tokens = sequence.num_computed_tokens + row.num_new_tokens
+            if computed // block_size > sequence.table.num_shared_blocks:
+                sequence.table.share_filled(sequence.token_ids, computed)
+            if sequence.prefill is PrefillMode.HOLD and computed > sequence.num_reported_tokens:
+                # A preempted one says nothing until it is further than before: what was said stays true.
+                sequence.num_reported_tokens = computed
+                progress.append(
+                    PrefillProgress(
+                        request_id=sequence.request_id,
+                        num_computed_tokens=computed,
+                        num_cached_tokens=sequence.num_cached_tokens or 0,
+                    )
+                )
+            if draw is not None:
+                tokens.append(self._take(sequence, draw.token_id, draw.logprobs))
+            require(
+                (draw is not None) == row.draws_token, "the runner drew other tokens than it was asked for"
+            )
+        removed, stored = self.pool.take_changes()
+        return StepOutput(
+            tokens=tokens, progress=progress, removed_hashes=removed, stored_hashes=stored, cost=cost
+        )
+
+    def check_integrity(self) -> None:
+        """Raise BrokenInvariant unless every sequence is where its phase says and the blocks are theirs."""
+        waiting, running = (*self._admission.waiting, *self._admission.reserving), (*self._running,)
+        for sequences, phases in (
+            (waiting, {Phase.WAITING}),
+            (running, {Phase.PREFILLING, Phase.DECODING}),
+            (set(self._sequences.values()) - {*waiting, *running}, {Phase.RESERVED, Phase.HELD}),
+        ):
+            for sequence in sequences:
+                name, phase = sequence.request_id, sequence.phase
+                require(self._sequences.get(name) is sequence, f"{name} was forgotten, but is in a list")
+                require(phase in phases, f"{name} is {phase.value}, which is not where it is listed")
+                sequence.check_integrity(self.pool.block_size)
+        for line in (self._admission.waiting, self._admission.reserving, self._running):
+            seniorities = [sequence.seniority for sequence in line]
+            require(seniorities == sorted(set(seniorities)), "a list is not in the order of seniority")
+        self.pool.check_integrity(sequence.table.block_ids for sequence in self._sequences.values())
+
+    def _accept(self, generation: Generation, prefill: PrefillMode | None) -> None:
+        if generation.request_id in self._sequences:
+            raise Conflict("the engine has a request with this id already")
+        if len(self._admission) >= self._max_waiting:
+            raise Overloaded(f"{len(self._admission)} requests wait already", retry_after_ms=_RETRY_AFTER_MS)
+        # The context fits into the pool, so that what passes this fits too.
+        generation.check_limits(
+            vocab_size=self._info.vocab_size, max_context_tokens=self._info.max_context_tokens
+        )
+        self._num_arrivals += 1
+        table = BlockTable(self.pool, generation.namespace)
+        sequence = make_sequence(
+            generation, prefill, table, self._num_arrivals, self._info.max_context_tokens
+        )
+        self._sequences[sequence.request_id] = sequence
+        self._admission.add(sequence)
+
+    def _decode_rows(self) -> list[ScheduledSequence]:
+        rows: list[ScheduledSequence] = []
+        running, block_size = self._running, self.pool.block_size
+        index = 0
+        while index < min(len(running), self._num_places):
+            sequence = running[index]
+            index += 1
+            if sequence.phase is not Phase.DECODING:
+                continue
+            if len(sequence.table.block_ids) * block_size < len(sequence.token_ids):
+                while self.pool.num_available == 0:
+                    # Never one that has a row already: those are senior to this one.
+                    victim = running[-1]
+                    self._preempt(victim)
+                    if victim is sequence:
+                        return rows
+                sequence.table.grow()
+            rows.append(self._row(sequence, 1))
+        return rows
+
+    def _chunk_rows(self, num_step_tokens: int) -> list[ScheduledSequence]:
+        rows: list[ScheduledSequence] = []
+        for sequence in self._running[: self._num_places]:
+            if sequence.phase is Phase.PREFILLING and num_step_tokens > 0:
+                num_new_tokens = min(sequence.num_uncomputed_tokens, num_step_tokens)
+                num_step_tokens -= num_new_tokens
+                rows.append(self._row(sequence, num_new_tokens))
+        return rows
+
+    def _row(self, sequence: Sequence, num_new_tokens: int) -> ScheduledSequence:
+        self._scheduled.append(sequence)
+        return ScheduledSequence(
+            sequence.request_id,
+            sequence.token_ids,
+            sequence.num_computed_tokens,
+            num_new_tokens,
+            sequence.table.block_ids,
+            sequence.num_prompt_tokens,
+            sequence.sampling,
+            sequence.stopping,
+            num_new_tokens == sequence.num_uncomputed_tokens,
+        )
+
+    def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+        """Append a drawn token, end or go on, and report it."""
+        num_cached_tokens = None if sequence.has_output else sequence.num_cached_tokens
+        sequence.has_output = True
+        reason = None
+        if sequence.prefill is PrefillMode.HOLD:
+            # Whether the token ends the sequence is for the worker to say that goes on from it.
+            sequence.token_ids.append(token_id)
+            sequence.phase = Phase.HELD
+            self._running.remove(sequence)
+        else:
+            sequence.phase = Phase.DECODING
+            reason = sequence.append(token_id)
+            if reason is not None:
+                self._end(sequence)
+        stopped = reason is FinishReason.STOP
+        return TokenOutput(
+            request_id=sequence.request_id,
+            token_ids=() if stopped else (token_id,),
+            logprobs=None if stopped or logprobs is None else (logprobs,),
+            finish_reason=reason,
+            stop_token_id=token_id if stopped else None,
+            num_cached_tokens=num_cached_tokens,
+        )
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self._running.remove(sequence)
+        sequence.close()
+        self._admission.add(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.phase is Phase.WAITING:
+            self._admission.remove(sequence)
+        elif sequence.phase in (Phase.PREFILLING, Phase.DECODING):
+            self._running.remove(sequence)
+        del self._sequences[sequence.request_id]
+        sequence.close()

@@ -1,0 +1,54 @@
+"""Sequences in the order in which they are served."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from typing import overload
+
+from tandem_engine.sequence import Seniority, Sequence
+
+
+def _seniority(sequence: Sequence) -> Seniority:
+    return sequence.seniority
+
+
+class SeniorityList:
+    """Sequences ordered by seniority: interactive before batch, then by arrival."""
+
+    def __init__(self) -> None:
+        self._sequences: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences)
+
+    def __reversed__(self) -> Iterator[Sequence]:
+        return reversed(self._sequences)
+
+    @overload
+    def __getitem__(self, index: int) -> Sequence: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sequence]: ...
+
+    def __getitem__(self, index: int | slice) -> Sequence | list[Sequence]:
+        return self._sequences[index]
+
+    @property
+    def first(self) -> Sequence | None:
+        """The most senior."""
+        return self._sequences[0] if self._sequences else None
+
+    def add(self, sequence: Sequence) -> None:
+        """Put it where its seniority belongs."""
+        insort(self._sequences, sequence, key=_seniority)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take it out; ValueError when it is not there."""
+        index = bisect_left(self._sequences, sequence.seniority, key=_seniority)
+        if index == len(self._sequences) or self._sequences[index] is not sequence:
+            raise ValueError(f"{sequence.request_id} is not in this list")
+        del self._sequences[index]

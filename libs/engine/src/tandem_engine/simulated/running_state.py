@@ -1,0 +1,61 @@
+"""The simulated model: a running state per token in place of keys and values, and tokens drawn from all of them.
+
+    state[i] = mix(state[i - 1], token[i])
+    token[n] = f(state[0], ..., state[n - 1])
+
+A state depends on every token before it, and a draw on every state, as in a real model. A block that is
+wrong, missing or torn therefore changes the tokens that follow. 64-bit integers, one per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from tandem_common.generation import SamplingParams
+
+from tandem_engine.api import TokenLogprobs
+
+FIRST_STATE = 0x9E3779B97F4A7C15
+STATE_BYTES = 8
+_MASK = 2**64 - 1
+# Multipliers with well-spread bits: the golden ratio's, and those of the finalizer of SplitMix64 (Steele, Lea and
+# Flood 2014, "Fast splittable pseudorandom number generators").
+_STEP = 0xD1342543DE82EF95
+_FINAL_1 = 0xBF58476D1CE4E5B9
+_FINAL_2 = 0x94D049BB133111EB
+
+
+def next_states(state: int, token_ids: Sequence[int]) -> list[int]:
+    """The states after each of these tokens, starting after `state`."""
+    states = []
+    for token_id in token_ids:
+        state = ((state ^ token_id) * _STEP + FIRST_STATE) & _MASK
+        state ^= state >> 29
+        states.append(state)
+    return states
+
+
+def draw_token(states: bytes, vocab_size: int, excluded: frozenset[int]) -> int:
+    """The token that follows a sequence with these states (8 bytes each), never an excluded one if it can be helped."""
+    mixed = (crc32(states) * FIRST_STATE) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * _FINAL_1) & _MASK
+    mixed = ((mixed ^ (mixed >> 27)) * _FINAL_2) & _MASK
+    drawn = (mixed ^ (mixed >> 31)) % vocab_size
+    for offset in range(min(vocab_size, len(excluded) + 1)):
+        token_id = (drawn + offset) % vocab_size
+        if token_id not in excluded:
+            return token_id
+    return drawn
+
+
+def made_up_logprobs(token_id: int, sampling: SamplingParams, vocab_size: int) -> TokenLogprobs | None:
+    """Log-probabilities in the right shape: the drawn token first, its neighbours after it. None unless asked for."""
+    if sampling.logprobs is None:
+        return None
+    count = min(sampling.logprobs, vocab_size)
+    return TokenLogprobs(
+        logprob=-0.5,
+        top_token_ids=tuple((token_id + rank) % vocab_size for rank in range(count)),
+        top_logprobs=tuple(-0.5 - rank for rank in range(count)),
+    )
