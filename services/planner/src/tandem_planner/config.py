@@ -20,7 +20,7 @@ class PlannerConfig(ServiceConfig):
     percentile: float = setting(0.95, "share of requests that must meet both targets, between 0 and 1")
     interval_s: float = setting(5.0, "seconds between plans", minimum=0.1, maximum=600)
     observe_interval_s: float = setting(
-        0.5, "seconds between looks at the heartbeats", minimum=0.05, maximum=10
+        0.5, "seconds between looks at the heartbeats", minimum=0.05, maximum=1
     )
     window_s: int = setting(60, "seconds of traffic that a plan rests on", minimum=30, maximum=3600)
     min_observed_s: float = setting(

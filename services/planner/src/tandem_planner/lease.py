@@ -15,8 +15,6 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable
-from typing import Any, cast
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -28,9 +26,12 @@ _TRUSTED = 0.8
 _RENEWALS_PER_LIFE = 3
 
 # Both keys share a hash tag, so the scripts run in a Redis Cluster too.
+# A lease of one's own is taken anew: the answer that told of it was lost.
 # A Redis that lost its counter must not hand out a token that this planner has held before.
 _TAKE = """
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local token = redis.call('INCR', KEYS[2])
 if token <= tonumber(ARGV[3]) then
   token = tonumber(ARGV[3]) + 1
@@ -62,6 +63,7 @@ class PlannerLease:
         self._token = 0
         self._highest_token = 0
         self._trusted_until = 0.0
+        self._keeping = asyncio.Lock()
 
     @property
     def token(self) -> int:
@@ -84,23 +86,23 @@ class PlannerLease:
 
         Raises RedisError; what was held stays held until its time is up.
         """
-        asked_at = time.monotonic()
-        life_ms = max(1, round(1000 * self._life_s))
-        if self._token and await self._call(_RENEW, [self._lease_key], self._value, life_ms):
-            token = self._token
-        else:
-            keys = [self._lease_key, self._token_key]
-            token = await self._call(_TAKE, keys, self._value, life_ms, self._highest_token)
-        self._token = token
-        self._highest_token = max(self._highest_token, token)
-        self._trusted_until = asked_at + _TRUSTED * self._life_s if token else 0.0
-        return token
+        async with self._keeping:
+            asked_at = time.monotonic()
+            life_ms = max(1, round(1000 * self._life_s))
+            if self._token and await self._call(_RENEW, [self._lease_key], self._value, life_ms):
+                token = self._token
+            else:
+                keys = [self._lease_key, self._token_key]
+                token = await self._call(_TAKE, keys, self._value, life_ms, self._highest_token)
+            self._token = token
+            self._highest_token = max(self._highest_token, token)
+            self._trusted_until = asked_at + _TRUSTED * self._life_s if token else 0.0
+            return token
 
     async def release(self) -> None:
         """Let the next planner have it now. Raises RedisError."""
-        held, self._token, self._trusted_until = self._token, 0, 0.0
-        if held:
-            await self._call(_RELEASE, [self._lease_key], self._value)
+        self._token, self._trusted_until = 0, 0.0
+        await self._call(_RELEASE, [self._lease_key], self._value)
 
     async def _try_keep(self) -> None:
         before = self.token
@@ -114,6 +116,6 @@ class PlannerLease:
             _log.info("planner lease held" if self.token else "planner lease lost", token=self.token)
 
     async def _call(self, script: str, keys: list[str], *arguments: str | int) -> int:
-        # redis-py types commands for its sync and async clients at once.
-        reply = self._redis.eval(script, len(keys), *keys, *(str(argument) for argument in arguments))
-        return int(cast("int", await cast("Awaitable[Any]", reply)))
+        return int(
+            await self._redis.eval(script, len(keys), *keys, *(str(argument) for argument in arguments))
+        )

@@ -19,6 +19,9 @@ from tandem_planner.lease import PlannerLease
 from tandem_planner.metrics import Metrics
 from tandem_planner.observer import Observer
 
+# Between looks for the first worker.
+_FIRST_PLAN_S = 0.5
+
 _log = get_logger("planner")
 
 
@@ -62,12 +65,13 @@ class PlanLoop:
             await asyncio.sleep(self._observe_interval_s)
 
     async def keep_planning(self) -> None:
-        """Plan at every interval until cancelled."""
+        """Plan at every interval until cancelled; more often until there is something to plan."""
         while True:
             await self.plan_once()
             self._hurry.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.interval_s):
+                wait_s = self.interval_s if self.advisor.decisions else min(self.interval_s, _FIRST_PLAN_S)
+                async with asyncio.timeout(wait_s):
                     await self._hurry.wait()
 
     def plan_soon(self) -> None:

@@ -67,7 +67,7 @@ def _summary(workers: Sequence[RegisteredWorker]) -> Workers:
     )
 
 
-def _count(workers: Iterable[RegisteredWorker], role: pb.Role) -> int:
+def _count(workers: Iterable[RegisteredWorker], role: pb.Role.ValueType) -> int:
     return sum(worker.card.role == role for worker in workers)
 
 
