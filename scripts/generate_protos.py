@@ -43,9 +43,7 @@ def differing(target: Path) -> list[str]:
     """Names of generated files that are missing from libs/proto, changed, or left over there."""
     fresh = {path.relative_to(target) for path in target.rglob("*.py*")}
     kept = {path.relative_to(STUBS) for path in STUBS.rglob("*_pb2*.py*") if path.suffix != ".pyc"}
-    changed = {
-        name for name in fresh & kept if not filecmp.cmp(target / name, STUBS / name, shallow=False)
-    }
+    changed = {name for name in fresh & kept if not filecmp.cmp(target / name, STUBS / name, shallow=False)}
     return sorted(str(name) for name in changed | (fresh ^ kept))
 
 
