@@ -19,6 +19,7 @@ from tandem_common.generation import FinishReason
 from tandem_common.generation_proto import generation_to_proto
 from tandem_common.logs import get_logger
 
+from tandem_frontend.histogram import StepHistogram
 from tandem_frontend.preparation import PreparedRequest
 from tandem_frontend.routing import Route, RouterClient
 from tandem_frontend.sessions import Session, SessionPool
@@ -44,6 +45,7 @@ class Backend:
     router: RouterClient
     sessions: SessionPool
     limits: RunLimits
+    itl_s: StepHistogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class GenerationRun:
         self.decode_worker_ids: list[str] = []
         self.prefill_worker_id = ""
         self.first_token_at: float | None = None  # loop time
+        self._last_token_at = 0.0
 
     async def run(self) -> FinishReason:
         """Generate to the end; raises what is wrong, after the tokens so far. Cancelling stops the worker."""
@@ -130,10 +133,15 @@ class GenerationRun:
         finally:
             attempt.close()
 
-    def accept(self, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs]) -> bool:
-        """Tokens from the live attempt; False when a stop string ended the text."""
+    def accept(
+        self, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs], now: float
+    ) -> bool:
+        """Tokens from the live attempt, at loop time `now`; False when a stop string ended the text."""
         if self.first_token_at is None:
-            self.first_token_at = asyncio.get_running_loop().time()
+            self.first_token_at = now
+        else:
+            self._backend.itl_s.observe(now - self._last_token_at)
+        self._last_token_at = now
         self.token_ids.extend(token_ids)
         return self._text.accept(token_ids, logprobs)
 
@@ -172,9 +180,9 @@ class _Attempt:
         """Pass them on; a stop string ends the attempt."""
         if self.ended.done():
             return
-        self._last_sign = self._loop.time()
+        self._last_sign = now = self._loop.time()
         self._patience_s = self._limits.token_timeout_s
-        if not self._run.accept(token_ids, logprobs):
+        if not self._run.accept(token_ids, logprobs, now):
             self._end(_AttemptEnd(reason=FinishReason.STOP))
             self.close()
 

@@ -146,6 +146,25 @@ class Preparation:
         )
 
 
+def for_choice(request: PreparedRequest, index: int, repetition: int) -> PreparedRequest:
+    """The same request for choice `index` of several: an id and, from the second answer on, a seed of its own."""
+    if index == 0:
+        return request
+    generation = request.generation
+    request_id = f"{generation.request_id}-{index}"
+    seed = (generation.sampling.seed + repetition) % (MAX_SEED + 1)
+    query = router_pb2.RouteQuery()
+    query.CopyFrom(request.query)
+    query.request_id = request_id
+    return dataclasses.replace(
+        request,
+        generation=dataclasses.replace(
+            generation, request_id=request_id, sampling=dataclasses.replace(generation.sampling, seed=seed)
+        ),
+        query=query,
+    )
+
+
 def _size(prompt: Prompt) -> int:
     """Characters or tokens."""
     match prompt:

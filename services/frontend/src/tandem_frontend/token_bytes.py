@@ -64,7 +64,11 @@ class TokenBytes:
 
     def shown_text(self, token_id: int) -> str:
         """One token for a reader, with a replacement character for bytes that are no text by themselves."""
-        return self.shown[token_id].decode("utf-8", "replace") if 0 <= token_id < len(self.shown) else ""
+        return self.shown_bytes(token_id).decode("utf-8", "replace")
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """One token's own bytes, special tokens spelled out."""
+        return self.shown[token_id] if 0 <= token_id < len(self.shown) else b""
 
     def _check(self, tokenizer: Tokenizer) -> None:
         """Compare a sample with the library, so that a tokenizer that we misread is refused at start."""

@@ -1,0 +1,63 @@
+"""`python -m tandem_frontend`: configure, run, drain."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tandem_common.metrics import start_metrics_server
+from tandem_common.model_source import model_revision, resolve_model, served_name
+from tandem_common.redis_client import connect
+from tandem_common.service import Lifecycle, run_service
+
+from tandem_frontend.api_keys import ApiKeys
+from tandem_frontend.config import FrontendConfig
+from tandem_frontend.frontend import Frontend
+from tandem_frontend.frontend_metrics import FrontendMetrics
+from tandem_frontend.models import LocalModel
+from tandem_frontend.tokenizer import ModelTokenizer
+
+
+async def serve(config: FrontendConfig, lifecycle: Lifecycle) -> None:
+    """Serve until told to stop, then let open requests finish."""
+    path = await asyncio.to_thread(resolve_model, config.model)
+    local = LocalModel(
+        name=served_name(config.model),
+        revision=await asyncio.to_thread(model_revision, path),
+        tokenizer=await asyncio.to_thread(ModelTokenizer, path),
+    )
+    api_keys = ApiKeys.from_file(config.api_keys_file) if config.api_keys_file else ApiKeys({})
+    metrics = FrontendMetrics()
+    client = connect(config.redis_url)
+    frontend = Frontend(config, local, api_keys, client, metrics)
+    try:
+        await frontend.start()
+        metrics_port = start_metrics_server(config.host, config.metrics_port)
+        work = asyncio.create_task(frontend.run(metrics_port))
+        stopping = asyncio.create_task(lifecycle.stopping())
+        host = config.reachable_host
+        lifecycle.ready(
+            http_address=f"{host}:{frontend.http_port}",
+            address=f"{host}:{frontend.port}",
+            metrics_port=metrics_port,
+        )
+        try:
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()  # background work ends only by a defect; end the process rather than limp on
+            await frontend.drain()
+        finally:
+            for task in (work, stopping):
+                task.cancel()
+            await asyncio.gather(work, stopping, return_exceptions=True)
+    finally:
+        await frontend.stop()
+        await client.aclose()
+
+
+def main() -> None:
+    """Entry point of `tandem-frontend`."""
+    run_service(FrontendConfig, "frontend", serve)
+
+
+if __name__ == "__main__":
+    main()

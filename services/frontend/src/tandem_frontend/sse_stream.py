@@ -1,0 +1,83 @@
+"""Server-sent events on their way to one client: the last step of the token path.
+
+`send` frames an event and hands it to the socket at once, in the call that the session's reader made. It never waits:
+what the client does not read piles up in the transport's buffer, up to the backlog's bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tandem_common.logs import get_logger
+
+from tandem_frontend.answer_format import AnswerFormat
+from tandem_frontend.backlog import Backlog
+from tandem_frontend.text_stream import Delta
+
+_log = get_logger("streams")
+
+
+class SseStream:
+    """Events of one HTTP response. Until `attach`, when the headers go out, they are kept."""
+
+    def __init__(self, backlog: Backlog, on_slow_reader: Callable[[], None], request_id: str) -> None:
+        self._backlog = backlog
+        self._on_slow_reader = on_slow_reader
+        self._request_id = request_id
+        self._loop = asyncio.get_running_loop()
+        self._kept: list[bytes] = []
+        self._transport: asyncio.WriteTransport | None = None
+        self._chunked = False
+        self.began = asyncio.Event()  # there is something to send
+
+    def attach(self, transport: asyncio.WriteTransport, *, chunked: bool) -> None:
+        """The headers are out: send what was kept, and from now on everything at once."""
+        self._transport, self._chunked = transport, chunked
+        kept, self._kept = b"".join(self._kept), []
+        if kept:
+            self.send(kept)
+
+    def send(self, event: bytes) -> None:
+        """Write one or more events."""
+        transport = self._transport
+        if transport is None:
+            self._kept.append(event)
+            self.began.set()
+            return
+        if transport.is_closing():
+            return
+        framed = b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event
+        transport.write(framed)
+        reason = self._backlog.wrote(len(framed), transport.get_write_buffer_size(), self._loop.time())
+        if reason is not None:
+            _log.warning(
+                "ending a stream whose client does not read", reason=reason, request_id=self._request_id
+            )
+            self._on_slow_reader()
+            # Its handler is cancelled by the loss of the connection, and that stops the worker.
+            transport.abort()
+
+
+class SseChoice:
+    """One choice of a streamed answer: a DeltaSink."""
+
+    def __init__(self, stream: SseStream, format: AnswerFormat, index: int) -> None:  # noqa: A002
+        self._stream = stream
+        self._format = format
+        self._index = index
+        self._began = False
+
+    def on_delta(self, delta: Delta) -> None:
+        """Send it, if there is something to show."""
+        event = self._format.event(self._index, delta)
+        if event:
+            self._stream.send(event if self._began else self._first(event))
+
+    def end(self, last_event: bytes) -> None:
+        """Send the choice's last event."""
+        self._stream.send(last_event if self._began else self._first(last_event))
+
+    def _first(self, event: bytes) -> bytes:
+        self._began = True
+        return self._format.first_event(self._index) + event
