@@ -82,11 +82,9 @@ class LeaseKeeper:
             holder.settled.set()
         return counts
 
-    def expire(self, lease_id: str, request_id: str) -> None:
+    def expire(self, lease_id: str) -> None:
         """End a lease from outside (Release): its holder gets TimeoutError. Unknown leases are fine."""
-        lease = self.table.find(lease_id)
-        holder = self._holders.get(lease_id)
-        if lease is not None and lease.request_id == request_id and holder is not None:
+        if holder := self._holders.get(lease_id):
             self._time_out(holder)
 
     async def reap(self) -> None:

@@ -1,1 +1,5 @@
-"""Tandem's decode role."""
+"""Tandem's decode role: writes tokens and coordinates the requests that it was given."""
+
+from tandem_decode.role import DecodeRole
+
+__all__ = ["DecodeRole"]

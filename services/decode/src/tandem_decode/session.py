@@ -1,0 +1,148 @@
+"""One open stream with a frontend: commands in, one message per engine step out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from tandem.v1 import cluster_pb2, decode_pb2
+from tandem_common.errors import Conflict, InvalidRequest, Overloaded, TandemError
+from tandem_common.generation_proto import generation_from_proto
+from tandem_common.logs import get_logger
+from tandem_worker.metrics import SESSION_OVERFLOWS
+from tandem_worker.worker import Worker
+
+from tandem_decode.outbox import Outbox
+from tandem_decode.prefill_channels import PrefillChannels
+from tandem_decode.stream import Stream
+
+_log = get_logger("session")
+
+Write = Callable[[decode_pb2.SessionResponse], Awaitable[None]]
+
+MAX_STREAMS = 8192
+# A frontend that lets more wait than this, or for longer, has stopped reading.
+MAX_WAITING_BYTES = 8 << 20
+MAX_WAITING_S = 10.0
+
+
+class Session:
+    """All requests of one frontend at this worker."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        channels: PrefillChannels,
+        frontend_id: str,
+        *,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+        max_waiting_s: float = MAX_WAITING_S,
+    ) -> None:
+        self.worker = worker
+        self.channels = channels
+        self.frontend_id = frontend_id
+        self.outbox = Outbox()
+        self._max_waiting_bytes = max_waiting_bytes
+        self._max_waiting_s = max_waiting_s
+        self._streams: dict[int, Stream] = {}
+        self._something = asyncio.Event()
+        self._reason: TandemError | None = None
+        worker.dispatcher.add_after_step(self, self.flush)
+
+    def handle(self, command: decode_pb2.SessionRequest) -> None:
+        """Act on one message; InvalidRequest when the protocol is broken, which ends the session."""
+        match command.WhichOneof("command"):
+            case "submit":
+                self._submit(command.submit)
+            case "cancel":
+                if stream := self._streams.get(command.cancel.stream_id):
+                    stream.cancel()
+                    self.flush()
+            case "open":
+                raise InvalidRequest("the session is open already")
+            case _:
+                raise InvalidRequest("a message without a command")
+
+    def forget(self, stream: Stream) -> None:
+        """A stream has ended."""
+        self._streams.pop(stream.stream_id, None)
+
+    def flush(self) -> None:
+        """Send what waits; ends the session when too much does. Called after each engine step."""
+        outbox = self.outbox
+        if not outbox:
+            return
+        if (
+            outbox.num_bytes > self._max_waiting_bytes
+            or outbox.waiting_s(time.monotonic()) > self._max_waiting_s
+        ):
+            self._overflow()
+        self._something.set()
+
+    def end(self, reason: TandemError) -> None:
+        """Send what waits and end with `reason`. Idempotent; the first reason counts."""
+        if self._reason is None:
+            self._reason = reason
+        self._something.set()
+
+    async def write_out(self, write: Write) -> None:
+        """Write until the session ends; raises its reason."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            while self.outbox:
+                try:
+                    async with asyncio.timeout(self._max_waiting_s):
+                        await write(self.outbox.take())
+                except TimeoutError:
+                    self._overflow()
+                    break
+            if self._reason is not None:
+                raise self._reason
+
+    def close(self) -> None:
+        """Cancel everything of this session."""
+        self.worker.dispatcher.remove_after_step(self)
+        for stream in list(self._streams.values()):
+            stream.cancel()
+
+    def _submit(self, submit: decode_pb2.Submit) -> None:
+        stream_id = submit.stream_id
+        if stream_id in self._streams:
+            raise InvalidRequest(f"stream {stream_id} is in use")
+        try:
+            self.worker.gate.check(cluster_pb2.ROLE_DECODE)
+            stream = self._make_stream(submit)
+        except TandemError as error:
+            self._refuse(stream_id, error)
+            return
+        self._streams[stream_id] = stream
+        stream.start(submit.prefill if submit.HasField("prefill") else None)
+
+    def _make_stream(self, submit: decode_pb2.Submit) -> Stream:
+        config, info = self.worker.config, self.worker.engine.info
+        if len(self._streams) >= MAX_STREAMS:
+            raise Overloaded("too many requests in this session", retry_after_ms=1000)
+        generation = generation_from_proto(submit.generation)
+        if generation.model and generation.model != config.model_name:
+            raise Conflict("this worker serves another model")
+        generation.check_limits(vocab_size=info.vocab_size, max_context_tokens=info.max_context_tokens)
+        timeout_s = min(submit.timeout_ms / 1000 or config.request_timeout_s, config.request_timeout_s)
+        return Stream(self, submit.stream_id, generation, timeout_s)
+
+    def _refuse(self, stream_id: int, error: TandemError) -> None:
+        failed = decode_pb2.StreamError(
+            code=error.code.value[0],
+            message=error.message,
+            retryable=error.retryable,
+            retry_after_ms=error.retry_after_ms,
+        )
+        self.outbox.add_event(decode_pb2.StreamEvent(stream_id=stream_id, error=failed), time.monotonic())
+        self._something.set()
+        _log.info("request refused", frontend_id=self.frontend_id, code=error.code.name)
+
+    def _overflow(self) -> None:
+        SESSION_OVERFLOWS.inc()
+        _log.warning("ending a session: the frontend does not read", frontend_id=self.frontend_id)
+        self.end(Overloaded("the frontend does not read what it asked for"))
