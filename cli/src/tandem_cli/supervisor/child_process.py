@@ -124,11 +124,11 @@ class ChildProcess:
         try:
             self.kill()
             await self._process.wait()
-        finally:
-            self._closed = True
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            self._closed = True
             self._ready.cancel()
             self._log.close()
 
@@ -146,7 +146,9 @@ class ChildProcess:
         pending = b""
         while chunk := await self._process.stdout.read(64 * 1024):
             *lines, pending = (pending + chunk).split(b"\n")
-            pending = pending[-_MAX_READY_LINE_BYTES:]
+            if len(pending) > _MAX_READY_LINE_BYTES:  # no line that anybody waits for
+                self._log.write(pending)
+                pending = b""
             for line in lines:
                 facts = None if self._ready.done() or self._spec.ready_socket else parse_ready_line(line)
                 if facts is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class Supervisor:
         self._on_event = on_event
         self._backoff = backoff or RestartBackoff()
         self._members: dict[str, _Member] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     @property
     def processes(self) -> Mapping[str, ProcessState]:
@@ -130,7 +131,7 @@ class Supervisor:
 
     async def stop(self, limit_s: float = 4.0) -> None:
         """Ask tier after tier to stop, highest first; kill what has not ended when the time is up."""
-        self._stopping = True
+        self._stopping.set()
         deadline_s = time.monotonic() + limit_s
         highest_first = sorted(self._members.values(), key=lambda member: -member.spec.tier)
         for _, tier in groupby(highest_first, key=lambda member: member.spec.tier):
@@ -147,34 +148,34 @@ class Supervisor:
 
     def kill(self) -> None:
         """Kill everything now, without asking; `stop` then returns soon."""
-        self._stopping = True
+        self._stopping.set()
         for member in self._members.values():
             if member.child is not None:
                 member.child.kill()
 
     async def _kill_all(self) -> None:
         self.kill()
+        # No task is cancelled: killed programs and `_stopping` end them all, with their files closed.
         tasks = [member.task for member in self._members.values() if member.task is not None]
-        for task in tasks:
-            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for member in self._members.values():
-            if not member.first_ready.done():
-                member.first_ready.cancel()
+            member.first_ready.cancel()
         self._members.clear()
 
     async def _look_after(self, member: _Member) -> None:
         """Start, wait for the end, start again; until stopping or a failed first start."""
         num_failures = 0
-        while not self._stopping:
+        while True:
             started_s = time.monotonic()
             reason = await self._run_once(member, started_s)
-            if self._stopping or not member.has_been_ready:
+            if self._stopping.is_set() or not member.has_been_ready:
                 return
             num_failures = self._backoff.next_failures(num_failures, time.monotonic() - started_s)
             wait_s = self._backoff.wait_s(num_failures)
             self._on_event(Crashed(name=member.spec.name, reason=reason, restart_in_s=wait_s))
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait_s)
+                return
 
     async def _run_once(self, member: _Member, started_s: float) -> str:
         """One life of a program; returns how it ended."""
@@ -194,6 +195,8 @@ class Supervisor:
         member.child = child
         member.num_starts += 1
         try:
+            if self._stopping.is_set():
+                return "was stopped while it started"
             member.facts = await child.ready()
             after_s = time.monotonic() - started_s
             self._on_event(Ready(name=member.spec.name, after_s=after_s, is_restart=member.has_been_ready))
