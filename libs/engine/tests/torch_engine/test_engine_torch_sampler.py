@@ -31,8 +31,8 @@ def row(sampling, token_ids=(1, 2, 3), num_prompt_tokens=2, stopping=None):
     )
 
 
-def some_logits(seed, scale=2.0):
-    return (torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * scale).tolist()
+def some_logits(seed, scale=2.0, vocab_size=VOCAB_SIZE):
+    return (torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * scale).tolist()
 
 
 def draw(logits, *rows):
@@ -62,7 +62,8 @@ def plain_scores(logits, row):
 def plain_softmax(scores):
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
-    return [weight / math.fsum(weights) for weight in weights]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def plain_probabilities(logits, row):
@@ -70,7 +71,7 @@ def plain_probabilities(logits, row):
     sampling = row.sampling
     scores = plain_scores(logits, row)
     probabilities = plain_softmax([score / sampling.temperature for score in scores])
-    order = sorted(range(VOCAB_SIZE), key=lambda token: -probabilities[token])
+    order = sorted(range(len(logits)), key=lambda token: -probabilities[token])
     if sampling.top_k:
         order = order[: sampling.top_k]
     mass = math.fsum(probabilities[token] for token in order)
@@ -80,9 +81,9 @@ def plain_probabilities(logits, row):
             kept.append(token)
         before += probabilities[token] / mass
     least = sampling.min_p * max(probabilities)
-    kept = [token for token in kept if probabilities[token] >= least]
+    kept = {token for token in kept if probabilities[token] >= least}
     mass = math.fsum(probabilities[token] for token in kept)
-    return [probabilities[t] / mass if t in kept else 0.0 for t in range(VOCAB_SIZE)]
+    return [probabilities[t] / mass if t in kept else 0.0 for t in range(len(logits))]
 
 
 def plain_draw(logits, row):
@@ -91,7 +92,7 @@ def plain_draw(logits, row):
     borders = [0.0]
     for probability in plain_probabilities(logits, row):
         borders.append(borders[-1] + probability)
-    token = next(t for t in range(VOCAB_SIZE) if borders[t + 1] > target or t == VOCAB_SIZE - 1)
+    token = next((t for t in range(len(logits)) if borders[t + 1] > target), len(logits) - 1)
     return token, min(abs(target - border) for border in borders[1:])
 
 
@@ -130,6 +131,29 @@ def test_mixed_batches_draw_what_the_plain_reference_draws(batch, seed):
         expected, margin = plain_draw(own_logits, own_row)
         if margin > 1e-5:
             assert token.token_id == expected
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_a_large_vocabulary_is_filtered_like_a_small_one(scale):
+    # Flat and peaked distributions, so that the likeliest few settle the border for some rows only.
+    filters = [
+        SamplingParams(top_p=0.9),
+        SamplingParams(top_p=0.999),
+        SamplingParams(top_k=10),
+        SamplingParams(top_k=300, top_p=0.8),
+        SamplingParams(top_k=1000),
+        SamplingParams(min_p=0.2),
+        SamplingParams(top_p=0.05, temperature=1.5),
+        SamplingParams(),
+    ]
+    batch = [row(dataclasses.replace(p, seed=seed)) for seed in range(5) for p in filters]
+    logits = [some_logits(i, scale, vocab_size=9_000) for i in range(len(batch))]
+    drawn = draw(logits, *batch)
+    expected = [plain_draw(own, own_row) for own, own_row in zip(logits, batch, strict=True)]
+    # A chain of 9,000 sums in float32 leaves some draws at a border undecided.
+    clear = [(a.token_id, b) for a, (b, margin) in zip(drawn, expected, strict=True) if margin > 2e-6]
+    assert len(clear) > 30
+    assert [a for a, _ in clear] == [b for _, b in clear]
 
 
 @settings(deadline=None)
