@@ -163,6 +163,7 @@ class _Attempt:
         self._session: Session | None = None
         self._stream_id = 0
         self._last_sign = self._loop.time()
+        self._got_tokens = False
         self._patience_s = limits.first_token_timeout_s
         self._timer = self._loop.call_later(self._patience_s, self._look)
 
@@ -181,7 +182,11 @@ class _Attempt:
         if self.ended.done():
             return
         self._last_sign = now = self._loop.time()
-        self._patience_s = self._limits.token_timeout_s
+        if not self._got_tokens:
+            self._got_tokens = True
+            self._patience_s = self._limits.token_timeout_s
+            self._timer.cancel()
+            self._timer = self._loop.call_later(self._patience_s, self._look)
         if not self._run.accept(token_ids, logprobs, now):
             self._end(_AttemptEnd(reason=FinishReason.STOP))
             self.close()

@@ -69,10 +69,9 @@ class _Edge:
     def __init__(self, api_keys: ApiKeys, metrics: FrontendMetrics) -> None:
         self._api_keys = api_keys
         self._metrics = metrics
-        # aiohttp looks for this mark on middlewares of today's kind.
-        self.around = web.middleware(self._around)
 
-    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    @web.middleware
+    async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         guard = request.transport.get_protocol() if request.transport is not None else None
         if isinstance(guard, ConnectionGuard):
             guard.request_began()

@@ -23,8 +23,11 @@ MAX_CHOICES = 16
 # What OpenAI's completions endpoint does when max_tokens is absent.
 DEFAULT_COMPLETION_TOKENS = 16
 
-_ABSENT = msgspec.Raw(b"null")
+# A field that is refused unless it is absent or neutral.
+Unserved = msgspec.Raw | msgspec.UnsetType
+
 _NEUTRAL = frozenset({b"null", b"[]", b"{}", b'""', b"false"})
+_NEUTRAL_TOOL_CHOICES = frozenset({b"null", b'"none"', b'"auto"'})
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -73,9 +76,9 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     type: str
     text: str | None = None
-    image_url: msgspec.Raw = _ABSENT
-    input_audio: msgspec.Raw = _ABSENT
-    file: msgspec.Raw = _ABSENT
+    image_url: Unserved = msgspec.UNSET
+    input_audio: Unserved = msgspec.UNSET
+    file: Unserved = msgspec.UNSET
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -84,12 +87,12 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     role: str
     content: str | list[TextPart] | None = None
     name: str | None = None
-    refusal: msgspec.Raw = _ABSENT
-    annotations: msgspec.Raw = _ABSENT
-    audio: msgspec.Raw = _ABSENT
-    function_call: msgspec.Raw = _ABSENT
-    tool_calls: msgspec.Raw = _ABSENT
-    tool_call_id: msgspec.Raw = _ABSENT
+    refusal: Unserved = msgspec.UNSET
+    annotations: Unserved = msgspec.UNSET
+    audio: Unserved = msgspec.UNSET
+    function_call: Unserved = msgspec.UNSET
+    tool_calls: Unserved = msgspec.UNSET
+    tool_call_id: Unserved = msgspec.UNSET
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
@@ -108,15 +111,15 @@ class ChatCompletionBody(SharedFields, kw_only=True):
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     parallel_tool_calls: bool | None = None
-    tool_choice: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    functions: msgspec.Raw = _ABSENT
-    function_call: msgspec.Raw = _ABSENT
-    audio: msgspec.Raw = _ABSENT
-    prediction: msgspec.Raw = _ABSENT
-    reasoning_effort: msgspec.Raw = _ABSENT
-    verbosity: msgspec.Raw = _ABSENT
-    web_search_options: msgspec.Raw = _ABSENT
+    tool_choice: Unserved = msgspec.UNSET
+    tools: Unserved = msgspec.UNSET
+    functions: Unserved = msgspec.UNSET
+    function_call: Unserved = msgspec.UNSET
+    audio: Unserved = msgspec.UNSET
+    prediction: Unserved = msgspec.UNSET
+    reasoning_effort: Unserved = msgspec.UNSET
+    verbosity: Unserved = msgspec.UNSET
+    web_search_options: Unserved = msgspec.UNSET
 
 
 class CompletionBody(SharedFields, kw_only=True):
@@ -126,7 +129,7 @@ class CompletionBody(SharedFields, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
-    suffix: msgspec.Raw = _ABSENT
+    suffix: Unserved = msgspec.UNSET
 
 
 _UNSUPPORTED = {
@@ -163,8 +166,6 @@ def parse_chat(body: bytes) -> OpenAIRequest:
     """Read a chat completion's body; InvalidRequest names the field at fault."""
     message = _decode(_CHAT, body)
     _refuse_unsupported(message)
-    if message.tool_choice != _ABSENT and bytes(message.tool_choice) not in (b"null", b'"none"', b'"auto"'):
-        raise _unsupported("tool_choice")
     if message.response_format is not None and message.response_format.type != "text":
         raise InvalidRequest('response_format must be {"type": "text"}', param="response_format")
     if message.modalities not in (None, ["text"]):
@@ -243,7 +244,10 @@ def _decode(decoder: msgspec.json.Decoder[_Body], body: bytes) -> _Body:
 def _refuse_unsupported(message: msgspec.Struct) -> None:
     for name in message.__struct_fields__:
         value = getattr(message, name)
-        if isinstance(value, msgspec.Raw) and name != "tool_choice" and bytes(value).strip() not in _NEUTRAL:
+        if not isinstance(value, msgspec.Raw):
+            continue
+        neutral = _NEUTRAL_TOOL_CHOICES if name == "tool_choice" else _NEUTRAL
+        if bytes(value).strip() not in neutral:
             raise _unsupported(name)
 
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import grpc
 from tandem.v1 import router_pb2 as pb
 from tandem.v1 import router_pb2_grpc
-from tandem_common.errors import InvalidRequest, Overloaded, TandemError, Unavailable
+from tandem_common.errors import DeadlineExceeded, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem_common.logs import get_logger
 from tandem_common.rpc import error_from_rpc, open_channel, outgoing_metadata
 
 from tandem_frontend.models import ModelCatalog
 
 ROUTE_DEADLINE_S = 1.0
-# A router that did not answer is asked last for this long.
+# A router that did not answer in time is not asked for this long: one frozen router must not cost every request
+# the whole deadline. (One that is gone refuses at once and costs nothing.)
 COOLING_S = 3.0
 RETRY_AFTER_MS = 1000
 
@@ -51,7 +52,8 @@ class RouterClient:
         self._clock = clock
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._cooling_until: dict[str, float] = {}
-        self._turn = itertools.count()
+        self._router_turn = itertools.count()
+        self._worker_turn = itertools.count()
         self._routerless = False
 
     async def route(self, query: pb.RouteQuery) -> Route:
@@ -62,7 +64,8 @@ class RouterClient:
             except (Overloaded, InvalidRequest):
                 raise
             except TandemError as error:
-                self._cooling_until[address] = self._clock() + COOLING_S
+                if isinstance(error, DeadlineExceeded):
+                    self._cooling_until[address] = self._clock() + COOLING_S
                 _log.warning("a router gave no route", reason=error.code.name, request_id=query.request_id)
                 continue
             self._note_routerless(now=False)
@@ -91,15 +94,15 @@ class RouterClient:
         return response
 
     def _in_order(self) -> Sequence[str]:
-        """Routers to ask, taking turns; those that did not answer lately come last."""
+        """Routers to ask, taking turns, without those that did not answer lately."""
         addresses = sorted(self._addresses())
         self._forget(addresses)
         if not addresses:
             return ()
-        first = next(self._turn) % len(addresses)
+        first = next(self._router_turn) % len(addresses)
         now = self._clock()
         turned = addresses[first:] + addresses[:first]
-        return [a for a in turned if self._cooling_until.get(a, now) <= now] or turned[:1]
+        return [address for address in turned if self._cooling_until.get(address, now) <= now]
 
     def _forget(self, known: Iterable[str]) -> None:
         """Drop what belongs to routers that have left; their channels close when collected."""
@@ -114,7 +117,7 @@ class RouterClient:
         if not cards:
             raise Unavailable("no worker can take this request now", retry_after_ms=RETRY_AFTER_MS)
         self._note_routerless(now=True)
-        card = cards[next(self._turn) % len(cards)]
+        card = cards[next(self._worker_turn) % len(cards)]
         return Route(pb.WorkerRef(worker_id=card.worker_id, epoch=card.epoch, address=card.address))
 
     def _note_routerless(self, *, now: bool) -> None:
