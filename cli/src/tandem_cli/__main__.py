@@ -7,6 +7,10 @@ import sys
 import typer
 from tandem_common.config import ConfigError
 
+from tandem_cli.commands.chat import chat
+from tandem_cli.commands.doctor import doctor
+from tandem_cli.commands.explain import explain
+from tandem_cli.commands.top import top
 from tandem_cli.commands.up import up
 
 app = typer.Typer(
@@ -16,7 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(up)
+for command in (up, chat, doctor, explain, top):
+    app.command()(command)
 
 
 def main() -> None:

@@ -39,10 +39,13 @@ class TandemError(Exception):
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
     def __init__(self, message: str, *, request_id: str = "", retry_after_s: float | None = None) -> None:
-        super().__init__(f"{message} ({request_id})" if request_id else message)
+        super().__init__(message)
         self.message = message
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.request_id})" if self.request_id else self.message
 
 
 class InvalidRequest(TandemError):
@@ -127,21 +130,22 @@ _BY_CODE[grpc.StatusCode.ABORTED] = Unavailable
 
 
 def error_from_rpc(failure: grpc.RpcError) -> TandemError:
-    """The error that a call's final status stands for; codes without one of ours become ServerError."""
-    return error_from_status(
-        failure.code(),
-        failure.details(),
-        cast("Iterable[tuple[str, str | bytes]]", failure.trailing_metadata() or ()),
+    """The error that a failed call stands for; codes without one of ours become ServerError."""
+    # The server names the request before it does anything else; a call that never got there has no metadata.
+    initial = failure.initial_metadata() if isinstance(failure, (grpc.Call, grpc.aio.AioRpcError)) else ()
+    metadata = cast(
+        "Iterable[tuple[str, str | bytes]]", (*(initial or ()), *(failure.trailing_metadata() or ()))
     )
+    return error_from_status(failure.code(), failure.details(), metadata)
 
 
 def error_from_status(
-    code: grpc.StatusCode, details: str | None, trailing: Iterable[tuple[str, str | bytes]]
+    code: grpc.StatusCode, details: str | None, metadata: Iterable[tuple[str, str | bytes]]
 ) -> TandemError:
-    """As `error_from_rpc`, from a status taken apart."""
+    """As `error_from_rpc`, from a call's status and metadata."""
     request_id = ""
     retry_after_s = None
-    for key, value in trailing:
+    for key, value in metadata:
         if key == _REQUEST_ID and isinstance(value, str):
             request_id = value
         elif key == _STATUS_DETAILS and isinstance(value, bytes):
