@@ -114,7 +114,10 @@ def prefill_terms(
     decode: DecodeSpeed | None,
     tokens: tuple[int, int],
 ) -> PrefillTerms:
-    """Terms of computing `tokens` = (uncached, cached) of a prompt on this worker."""
+    """Terms of computing `tokens` = (uncached, cached) of a prompt on this worker.
+
+    Sequences that decode there share the prompt's steps: what stalls them is the prompt's part of each, not its base.
+    """
     num_uncached, num_cached = tokens
     per_step = prompt_tokens_per_step(facts, load)
     alone = prefill.predict_prompt_ms(num_uncached, num_cached, per_step)
@@ -123,7 +126,7 @@ def prefill_terms(
     return PrefillTerms(
         queue_ms(facts, load, prefill, interleaved),
         alone + num_steps * interleaved,
-        alone * neighbours_of(facts, load),
+        (alone - num_steps * prefill.a_ms) * neighbours_of(facts, load),
         num_steps,
     )
 

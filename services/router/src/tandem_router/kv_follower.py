@@ -155,7 +155,7 @@ class KvFollower:
             if self._index.epoch(worker_id) != epoch:
                 self._index.load(worker_id, epoch, ())
             followed.cursor = START
-        followed.loaded = True
+        followed.loaded, followed.poisoned = True, False
         self._metrics.snapshot_loads.inc()
 
     async def _read(self, worker_ids: list[str]) -> None:
@@ -177,23 +177,29 @@ class KvFollower:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for key, _ in streams:
                 pipeline.xrange(key, count=1)
-                pipeline.get(self._keys.kv_snapshot(ids_by_key[key]))
-            answers = await pipeline.execute(raise_on_error=False)
+            beginnings = await pipeline.execute(raise_on_error=False)
         num_blocks = 0
-        for (key, entries), first, record in zip(streams, answers[::2], answers[1::2], strict=True):
+        for (key, entries), first in zip(streams, beginnings, strict=True):
             worker_id = ids_by_key[key]
             followed = self._followed[worker_id]
-            if _poisoned(first, record):
+            if _poisoned(first):
                 self._poison(worker_id, followed)
-            elif self._missed_entries(followed, first, record):
+            elif (
+                first
+                and StreamId.parse(first[0][0]) > followed.cursor
+                and await self._snapshot_is_ahead(worker_id, followed)
+            ):
                 followed.loaded = False
             else:
                 num_blocks = await self._apply(worker_id, followed, entries, num_blocks)
         await asyncio.sleep(_GATHER_S)
 
-    def _missed_entries(self, followed: _Followed, first: list[Any], record: bytes | None) -> bool:
-        """Whether the stream's beginning is younger than the cursor, and the snapshot is too."""
-        if not first or StreamId.parse(first[0][0]) <= followed.cursor or record is None:
+    async def _snapshot_is_ahead(self, worker_id: str, followed: _Followed) -> bool:
+        """Whether the snapshot knows more than the cursor, so that what was trimmed may have been missed."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.get(self._keys.kv_snapshot(worker_id))
+            (record,) = await pipeline.execute(raise_on_error=False)
+        if record is None or _poisoned(record):
             return False
         try:
             snapshot = parse_snapshot(record, followed.target.num_blocks)
@@ -247,7 +253,7 @@ class KvFollower:
                 found = True
                 self._poison(worker_id, followed)
             elif followed.poisoned:
-                followed.poisoned = followed.loaded = False
+                await self._load(worker_id, followed)
             elif followed.cursor > (StreamId.parse(last[0][0]) if last else START):
                 followed.loaded = False
         return found

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import redis.asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+from router_fakes import make_beat, make_card
+from tandem.v1 import cluster_pb2, router_pb2, router_pb2_grpc
+from tandem_common.hashing import pack_hashes
+from tandem_common.keys import KV_ENTRY_FIELD, Keys
+from tandem_common.registry import ServiceWatcher, WorkerPublisher
+from tandem_common.rpc import open_channel
+from tandem_common.service import Lifecycle
+from tandem_router.app import RouterApp
+from tandem_router.config import RouterConfig
+
+KEYS = Keys("default")
+BLOCKS = [bytes([i]) * 16 for i in range(1, 63)]
+
+
+class QuietLifecycle(Lifecycle):
+    """Keeps the ready line to itself."""
+
+    def __init__(self) -> None:
+        super().__init__("router")
+        self.facts: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    def ready(self, **facts: str | int) -> None:
+        self.facts.set_result(facts)
+
+
+class World:
+    """A running router, two prefill and two decode workers in its registry, and a stub to call it."""
+
+    def __init__(self, client: redis.asyncio.Redis, channel: grpc.aio.Channel, app: RouterApp) -> None:
+        self.redis = client
+        self.channel = channel
+        self.app = app
+        self.stub = router_pb2_grpc.RouterServiceStub(channel)
+
+    async def register(self, worker_id: str, role: cluster_pb2.Role, **beat: Any) -> None:
+        publisher = WorkerPublisher(self.redis, KEYS, heartbeat_s=60)
+        await publisher.publish(make_card(worker_id, role), make_beat(worker_id, **beat))
+
+    async def route(self, request_id: str, **query: Any) -> router_pb2.RouteResponse:
+        response: router_pb2.RouteResponse = await self.stub.Route(
+            router_pb2.RouteRequest(query=make_message(request_id, **query)), timeout=5
+        )
+        return response
+
+    async def watch_until(self, condition: Any) -> router_pb2.WatchClusterResponse:
+        """Follow the view until it satisfies the condition."""
+        async with asyncio.timeout(10):
+            call = self.stub.WatchCluster(router_pb2.WatchClusterRequest())
+            async for view in call:
+                if condition(view):
+                    call.cancel()
+                    return view
+        raise AssertionError("the stream ended")
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"tandem_router_{name}", labels)
+
+    registry: CollectorRegistry
+
+
+def make_message(request_id: str, **changes: Any) -> router_pb2.RouteQuery:
+    defaults: dict[str, Any] = {"model": "tiny", "num_tokens": 1000, "max_tokens": 100}
+    return router_pb2.RouteQuery(request_id=request_id, **(defaults | changes))
+
+
+@contextlib.asynccontextmanager
+async def running(client: redis.asyncio.Redis, redis_url: str, **config: Any) -> AsyncIterator[World]:
+    registry = CollectorRegistry()
+    app = RouterApp(
+        RouterConfig(redis_url=redis_url, poll_interval_s=0.05, drain_s=0.2, **config),
+        metrics_port=9999,
+        registry=registry,
+    )
+    lifecycle = QuietLifecycle()
+    task = asyncio.create_task(app.run(lifecycle))
+    try:
+        facts = await asyncio.wait_for(asyncio.shield(lifecycle.facts), 10)
+        async with open_channel(facts["address"]) as channel:
+            world = World(client, channel, app)
+            world.registry = registry
+            yield world
+    finally:
+        lifecycle.request_stop()
+        await asyncio.wait_for(task, 10)
+
+
+@pytest.fixture
+async def world(redis_client: redis.asyncio.Redis, redis_url: str) -> AsyncIterator[World]:
+    async with running(redis_client, redis_url) as world:
+        for i in range(2):
+            await world.register(f"p{i}", cluster_pb2.ROLE_PREFILL)
+            await world.register(f"d{i}", cluster_pb2.ROLE_DECODE)
+        await world.watch_until(lambda view: len(view.workers) == 4)
+        yield world
+
+
+async def refused(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def test_a_request_is_routed_to_a_pair_with_addresses_and_epochs_and_booked(world: World) -> None:
+    route = await world.route("r1")
+    assert route.prefill.worker_id in ("p0", "p1")
+    assert route.decode.worker_id in ("d0", "d1")
+    assert route.decode.address == f"{route.decode.worker_id}:1"
+    assert route.decode.epoch == 1
+    assert route.predicted_ttft_ms > 0
+    assert route.predicted_cached_tokens == 0
+    view = await world.watch_until(lambda view: True)
+    booked = {worker.card.worker_id for worker in view.workers if worker.num_bookings}
+    assert booked == {route.prefill.worker_id, route.decode.worker_id}
+
+
+async def test_the_beat_that_reports_a_request_ends_its_booking(world: World) -> None:
+    route = await world.route("r1")
+    for worker, role in ((route.prefill, cluster_pb2.ROLE_PREFILL), (route.decode, cluster_pb2.ROLE_DECODE)):
+        await world.register(worker.worker_id, role, sequence=2, accepted_request_ids=["r1"])
+    await world.watch_until(lambda view: not any(worker.num_bookings for worker in view.workers))
+
+
+async def test_a_request_goes_to_the_worker_whose_events_told_of_its_prefix(world: World) -> None:
+    message = cluster_pb2.KvEvents(epoch=1, stored=pack_hashes(BLOCKS[:40]))
+    await world.redis.xadd(KEYS.kv_stream("p1"), {KV_ENTRY_FIELD: message.SerializeToString()})
+    # The view is sent with every change of a beat and once a second, block events alone do not send it.
+    view = await world.watch_until(lambda view: any(worker.num_indexed_blocks for worker in view.workers))
+    assert {w.card.worker_id: w.num_indexed_blocks for w in view.workers}["p1"] == 40
+    assert all(worker.index_ready for worker in view.workers)
+
+    route = await world.route("r1", block_hashes=pack_hashes(BLOCKS))
+    assert route.prefill.worker_id == "p1"
+    assert route.predicted_cached_tokens == 640
+
+
+async def test_explain_tries_a_query_without_booking_or_taking_a_turn(world: World) -> None:
+    request = router_pb2.ExplainRequest(query=make_message("r1"))
+    explained = await world.stub.Explain(request, timeout=5)
+    assert explained == await world.stub.Explain(request, timeout=5)
+    assert (explained.policy, explained.unit) == ("predictive", "ms")
+    assert explained.num_candidates == len(explained.candidates) == 2 + 4
+    costs = [candidate.cost for candidate in explained.candidates]
+    assert costs == sorted(costs)
+    assert set(explained.candidates[0].terms) >= {"queue", "prefill", "room", "decode", "neighbours"}
+    assert explained.chosen == await world.route("r1")
+
+
+async def test_explain_tells_how_a_routed_request_was_decided(world: World) -> None:
+    first = await world.route("r1", excluded_worker_ids=["d0"])
+    # What happens later does not change why it was decided so.
+    for i in range(5):
+        await world.route(f"other-{i}")
+    explained = await world.stub.Explain(router_pb2.ExplainRequest(request_id="r1"), timeout=5)
+    assert explained.chosen == first
+    assert dict(explained.excluded) == {"d0": "failed this request before"}
+    assert explained.candidates[0].cost == min(candidate.cost for candidate in explained.candidates)
+    assert explained.candidates[0].terms["queue"] == 0.0
+
+
+async def test_explain_of_a_forgotten_request_is_not_found(
+    redis_client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    async with running(redis_client, redis_url, remembered_decisions=2) as world:
+        await world.register("d", cluster_pb2.ROLE_DECODE)
+        await world.watch_until(lambda view: len(view.workers) == 1)
+        for i in range(3):
+            await world.route(f"r{i}")
+        error = await refused(world.stub.Explain(router_pb2.ExplainRequest(request_id="r0"), timeout=5))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        await world.stub.Explain(router_pb2.ExplainRequest(request_id="r1"), timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"model": "huge"}, grpc.StatusCode.NOT_FOUND, "served now: tiny"),
+        ({"model": ""}, grpc.StatusCode.INVALID_ARGUMENT, "model"),
+        ({"num_tokens": 0}, grpc.StatusCode.INVALID_ARGUMENT, "num_tokens"),
+        ({"num_tokens": 2**31}, grpc.StatusCode.INVALID_ARGUMENT, "num_tokens"),
+        ({"max_tokens": 0}, grpc.StatusCode.INVALID_ARGUMENT, "max_tokens"),
+        ({"block_hashes": b"short"}, grpc.StatusCode.INVALID_ARGUMENT, "16-byte"),
+        ({"num_tokens": 1, "block_hashes": bytes(32)}, grpc.StatusCode.INVALID_ARGUMENT, "2 block hashes"),
+        ({"request_class": 9}, grpc.StatusCode.INVALID_ARGUMENT, "class"),
+        ({"excluded_worker_ids": ["x"] * 257}, grpc.StatusCode.INVALID_ARGUMENT, "257"),
+        ({"num_tokens": 9000}, grpc.StatusCode.INVALID_ARGUMENT, "9000 tokens"),
+        ({"excluded_worker_ids": ["d0", "d1"]}, grpc.StatusCode.UNAVAILABLE, "2 failed this request before"),
+    ],
+)
+async def test_a_refusal_names_the_reason_and_books_nothing(
+    world: World, changes: dict[str, Any], code: grpc.StatusCode, words: str
+) -> None:
+    error = await refused(world.route("r1", **changes))
+    assert error.code() is code
+    assert words in (error.details() or "")
+    assert world.sample("refusals_total", code=code.name) == 1
+    assert len(world.app.cluster.bookings) == 0
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "x" * 129, "nul\0"])
+async def test_a_request_id_that_could_spoil_a_log_is_refused(world: World, request_id: str) -> None:
+    assert (await refused(world.route(request_id))).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_explain_of_nothing_is_refused(world: World) -> None:
+    error = await refused(world.stub.Explain(router_pb2.ExplainRequest(), timeout=5))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_decisions_are_counted_by_policy_and_kind(world: World) -> None:
+    await world.route("r1")
+    await world.route("r2", num_tokens=4)
+    assert world.sample("decisions_total", policy="predictive", prefill="remote") == 1
+    assert world.sample("decisions_total", policy="predictive", prefill="local") == 1
+    assert world.sample("choose_seconds_count") == 2
+    assert world.sample("prompt_tokens_total") == 1004
+
+
+async def test_round_robin_takes_turns_for_each_model_on_its_own(
+    redis_client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    async with running(redis_client, redis_url, policy="round_robin") as world:
+        for i in range(2):
+            await world.register(f"d{i}", cluster_pb2.ROLE_DECODE)
+        publisher = WorkerPublisher(world.redis, KEYS, heartbeat_s=60)
+        for i in range(2):
+            await publisher.publish(make_card(f"e{i}", model="large"), make_beat(f"e{i}"))
+        await world.watch_until(lambda view: len(view.workers) == 4)
+        chosen = [
+            (await world.route(f"r{i}", model=("tiny", "large")[i % 2])).decode.worker_id for i in range(8)
+        ]
+        assert chosen == ["d0", "e0", "d1", "e1"] * 2
+
+
+async def test_serving_goes_on_while_redis_is_empty(world: World) -> None:
+    await world.redis.flushall()
+    await asyncio.sleep(0.3)
+    assert (await world.route("r1")).decode.worker_id in ("d0", "d1")
+
+
+async def test_the_router_can_be_found_and_is_healthy_until_it_stops(
+    redis_client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    watcher = ServiceWatcher(redis_client, KEYS, "router")
+    async with running(redis_client, redis_url) as world:
+        health = health_pb2_grpc.HealthStub(world.channel)
+        answer = await health.Check(
+            health_pb2.HealthCheckRequest(service="tandem.v1.RouterService"), timeout=5
+        )
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        async with asyncio.timeout(5):
+            while not watcher.services:
+                await watcher.refresh()
+        (card,) = watcher.services.values()
+        assert (card.kind, card.metrics_port) == ("router", 9999)
+        assert card.address.startswith("127.0.0.1:")
+        stream = world.stub.WatchCluster(router_pb2.WatchClusterRequest())
+        assert await stream.read() is not grpc.aio.EOF
+    await watcher.refresh()
+    assert not watcher.services
