@@ -4,18 +4,19 @@
     cost(local prefill on d)                = A(d) + B(d)
 
 A and B are worked out once per worker, and only the term that needs both once per pair. Pairs are visited in
-order of B(d) + a lower bound of ship(·, d), then of A(p), and a visit ends where the lower bound of all that is left
-reaches the cheapest found. At most `max_per_side` workers of each side are paired; beside the cheapest prefill workers
-these are, for each decode worker, the cheapest one that shares its host, rack and zone.
+order of B(d) + a lower bound of ship(·, d), then of A(p), and what cannot cost less than the cheapest found is left
+out. At most `max_per_side` workers of each side are paired; beside the cheapest prefill workers these are, for each
+decode worker, the cheapest one that shares its host, rack and zone.
 
 With at most `max_per_side` workers on each side the choice is that of a full search. With more, it is at most
-ship(p1, d1) dearer, where p1 has the least A and d1 the least B(d) + lower bound: this pair is always visited, and no
-pair can cost less than A(p1) + B(d1).
+ship(p1, d1) dearer, where p1 has the least A and d1 the least B(d) + lower bound: this pair is visited unless a
+cheaper candidate was, and no pair can cost less than A(p1) + B(d1).
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,55 +54,57 @@ class Weighed(NamedTuple):
 
 
 def weigh(query: Query, eligible: Eligible, pricing: Pricing, limits: Limits) -> Weighed:
-    """Price local prefill on every decode worker, and the pairs that may be cheaper."""
+    """Price local prefill on every decode worker and the pairs, as far as they may be the cheapest."""
     prefill_sides = [
         _PrefillSide(worker, terms, terms.queue + terms.prefill + terms.stall)
         for worker in rotated(eligible.prefill, query.tie_break)
         for terms in (pricing.prefill_side(worker, query),)
     ]
-    # A worker of role `both` is on both sides.
-    priced = {side.worker.facts.worker_id: side for side in prefill_sides}
-    decode_sides, weighed = [], []
-    for worker in rotated(eligible.decode, query.tie_break):
-        terms = pricing.decode_side(worker, query)
-        decode = _DecodeSide(worker, terms, terms.room + terms.decode + terms.neighbours)
-        local = priced.get(worker.facts.worker_id)
-        if local is None:
-            computing = pricing.prefill_side(worker, query)
-            local = _PrefillSide(worker, computing, computing.queue + computing.prefill + computing.stall)
-        decode_sides.append(decode)
-        weighed.append(_Weighed(local.total + decode.total, 0.0, local, decode))
-    search = _PairSearch(query, pricing, limits, weighed)
-    done: list[FormatKey] = []
+    decode_sides = [
+        _DecodeSide(worker, terms, terms.room + terms.decode + terms.neighbours)
+        # Divided, so that equal workers meet in all pairs.
+        for worker in rotated(eligible.decode, query.tie_break // max(1, len(eligible.prefill)))
+        for terms in (pricing.decode_side(worker, query),)
+    ]
+    decode_sides.sort(key=_total)
+    search = _Search(query, pricing, limits, prefill_sides)
+    # Something to beat, so that most of the rest need not be priced.
+    search.visit_local(decode_sides[0])
     for key in sorted({key for side in decode_sides for key in side.worker.facts.formats}):
-        search.run(
-            [side for side in prefill_sides if key in side.worker.facts.formats],
-            [side for side in decode_sides if key in side.worker.facts.formats],
-            done,
-        )
-        done.append(key)
-    cheapest = heapq.nsmallest(limits.max_listed, weighed, key=_cost)
-    return Weighed(tuple(_candidate(item, query) for item in cheapest), len(weighed))
+        search.visit_pairs(key, decode_sides)
+    for side in decode_sides[1:]:
+        search.visit_local(side)
+    cheapest = heapq.nsmallest(limits.max_listed, search.weighed, key=_cost)
+    return Weighed(tuple(_candidate(item, query) for item in cheapest), len(search.weighed))
 
 
-class _PairSearch:
-    """Adds pairs to `weighed`, which holds the local candidates already."""
+class _Search:
+    """Visits candidates and collects them in `weighed`."""
 
-    def __init__(self, query: Query, pricing: Pricing, limits: Limits, weighed: list[_Weighed]) -> None:
+    def __init__(
+        self, query: Query, pricing: Pricing, limits: Limits, prefill_sides: list[_PrefillSide]
+    ) -> None:
         self._query = query
         self._pricing = pricing
         self._limits = limits
-        self._weighed = weighed
-        self._best = min(weighed, key=_cost).cost
+        self._prefill_sides = sorted(prefill_sides, key=_total)
+        self._best = math.inf
+        self._formats_done: list[FormatKey] = []
+        self.weighed: list[_Weighed] = []
 
-    def run(
-        self, prefill_sides: list[_PrefillSide], decode_sides: list[_DecodeSide], done: Sequence[FormatKey]
-    ) -> None:
-        """Visit the pairs of one handoff format, but for those that also share one of `done`."""
+    def visit_local(self, decode: _DecodeSide) -> None:
+        """Weigh computing the prompt on the decode worker itself."""
+        if not self._hopeless(decode.total):
+            terms = self._pricing.prefill_side(decode.worker, self._query)
+            local = _PrefillSide(decode.worker, terms, terms.queue + terms.prefill + terms.stall)
+            self._add(_Weighed(local.total + decode.total, 0.0, local, decode))
+
+    def visit_pairs(self, key: FormatKey, decode_sides: Sequence[_DecodeSide]) -> None:
+        """Weigh the pairs that share this handoff format and none of those visited before."""
+        limit = self._limits.max_per_side
+        prefill_sides = [side for side in self._prefill_sides if key in side.worker.facts.formats]
         if not prefill_sides:
             return
-        limit, prune = self._limits.max_per_side, self._limits.prune
-        prefill_sides.sort(key=_total)
         least = prefill_sides[0].total
         nearest = _Nearest(prefill_sides) if len(prefill_sides) > limit else None
         # What hides shipping best: no worker computes longer, or in more steps.
@@ -112,30 +115,35 @@ class _PairSearch:
         floors = [
             (side.total + self._pricing.least_ship(longest, side.worker, self._query), side)
             for side in decode_sides
+            if key in side.worker.facts.formats and not self._hopeless(side.total + least)
         ]
         floors.sort(key=_floor)
         for floor, decode in floors[:limit]:
-            if prune and floor + least >= self._best:
-                return
             for prefill in prefill_sides[:limit]:
-                if prune and floor + prefill.total >= self._best:
+                if self._hopeless(floor + prefill.total):
                     break
-                self._visit(prefill, decode, done)
-            if nearest is not None:
-                for prefill in nearest.to(decode.worker, skip=limit):
-                    if floor + prefill.total < self._best:
-                        self._visit(prefill, decode, done)
+                self._visit_pair(prefill, decode)
+            for prefill in nearest.to(decode.worker, skip=limit) if nearest else ():
+                if not self._hopeless(floor + prefill.total):
+                    self._visit_pair(prefill, decode)
+        self._formats_done.append(key)
 
-    def _visit(self, prefill: _PrefillSide, decode: _DecodeSide, done: Sequence[FormatKey]) -> None:
+    def _visit_pair(self, prefill: _PrefillSide, decode: _DecodeSide) -> None:
         source, destination = prefill.worker.facts, decode.worker.facts
         if source.worker_id == destination.worker_id:
             return
-        if any(key in source.formats and key in destination.formats for key in done):
+        if any(key in source.formats and key in destination.formats for key in self._formats_done):
             return
         ship = self._pricing.ship(prefill.worker, prefill.terms, decode.worker, self._query)
-        cost = prefill.total + decode.total + ship
-        self._best = min(self._best, cost)
-        self._weighed.append(_Weighed(cost, ship, prefill, decode))
+        self._add(_Weighed(prefill.total + decode.total + ship, ship, prefill, decode))
+
+    def _hopeless(self, least_cost: float) -> bool:
+        """Whether nothing that costs at least this much can be the cheapest."""
+        return self._limits.prune and least_cost >= self._best
+
+    def _add(self, item: _Weighed) -> None:
+        self.weighed.append(item)
+        self._best = min(self._best, item.cost)
 
 
 class _Nearest:
@@ -186,7 +194,7 @@ def _cost(item: _Weighed) -> float:
     return item.cost
 
 
-def _total(side: _PrefillSide) -> float:
+def _total(side: _PrefillSide | _DecodeSide) -> float:
     return side.total
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tandem_common.errors import InvalidRequest, NotFound, Unavailable
 
 from tandem_router.query import Query
-from tandem_router.view import ClusterView, WorkerFacts, WorkerView
+from tandem_router.view import ClusterView, WorkerFacts, WorkerRole, WorkerView
 
 _FAILED_BEFORE = "failed this request before"
 _DRAINING = "draining"
@@ -37,30 +37,26 @@ def eligible_workers(query: Query, view: ClusterView) -> Eligible:
     prefill: list[WorkerView] = []
     whole: list[WorkerView] = []
     partial: list[WorkerView] = []
-    num_too_small = num_can_decode = 0
     for worker in pool:
         facts = worker.facts
-        too_long = _too_long(query, facts)
-        if facts.role.can_decode:
-            num_can_decode += 1
-            num_too_small += too_long is not None
         if facts.worker_id in query.excluded_worker_ids:
             excluded[facts.worker_id] = _FAILED_BEFORE
         elif facts.draining:
             excluded[facts.worker_id] = _DRAINING
-        elif too_long is not None:
+        elif (too_long := _too_long(query, facts)) is not None:
             excluded[facts.worker_id] = too_long
         else:
-            if facts.role.can_prefill_for_others:
+            if facts.role is not WorkerRole.DECODE:
                 prefill.append(worker)
-            if facts.role.can_decode:
+            if facts.role is not WorkerRole.PREFILL:
                 (whole if _holds_whole(query, facts) else partial).append(worker)
     # A worker without room for the longest possible answer serves only when none has it.
     if whole:
         excluded.update((w.facts.worker_id, _room_reason(query, w.facts)) for w in partial)
     decode = whole or partial
     if not decode:
-        if num_can_decode and num_too_small == num_can_decode:
+        can_decode = [worker.facts for worker in pool if worker.facts.role is not WorkerRole.PREFILL]
+        if can_decode and all(_too_long(query, facts) for facts in can_decode):
             raise InvalidRequest(
                 f"the sequence has {query.num_tokens} tokens; no worker of model {query.model!r} can hold it. "
                 "Shorten the prompt",
@@ -72,7 +68,7 @@ def eligible_workers(query: Query, view: ClusterView) -> Eligible:
     for worker in prefill:
         if not formats.isdisjoint(worker.facts.formats):
             partners.append(worker)
-        elif not worker.facts.role.can_decode:
+        elif worker.facts.role is WorkerRole.PREFILL:
             excluded[worker.facts.worker_id] = _NO_DECODE_PARTNER
     return Eligible(prefill=tuple(partners), decode=tuple(decode), excluded=excluded)
 

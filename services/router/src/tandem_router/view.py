@@ -18,21 +18,14 @@ FormatKey = tuple[str, bytes]
 
 
 class WorkerRole(enum.Enum):
-    """What a worker does now; values as in the contracts."""
+    """What a worker does now; values as in the contracts.
+
+    Decode workers and `both` take requests and can prefill their own; prefill workers and `both` prefill for others.
+    """
 
     PREFILL = 1
     DECODE = 2
     BOTH = 3
-
-    @property
-    def can_decode(self) -> bool:
-        """Whether requests can be sent to it; such a worker can also prefill its own requests."""
-        return self is not WorkerRole.PREFILL
-
-    @property
-    def can_prefill_for_others(self) -> bool:
-        """Whether it can be the prefill worker of another worker's request."""
-        return self is not WorkerRole.DECODE
 
 
 class Place(NamedTuple):
