@@ -20,14 +20,20 @@ def beat(worker_id: str, epoch: int = 1) -> pb.WorkerBeat:
     return pb.WorkerBeat(worker_id=worker_id, epoch=epoch, num_running=3)
 
 
-async def test_a_published_worker_is_seen_and_gone_after_three_heartbeats(redis_url: str) -> None:
+async def test_a_published_worker_is_seen_and_gone_three_heartbeats_or_three_seconds_later(
+    redis_url: str,
+) -> None:
     client = connect(redis_url)
     publisher, watcher = WorkerPublisher(client, KEYS, heartbeat_s=0.05), ClusterWatcher(client, KEYS)
     await publisher.publish(card("w"), beat("w"))
     await watcher.refresh()
     assert watcher.workers["w"].card == card("w")
     assert watcher.workers["w"].beat == beat("w")
-    await asyncio.sleep(0.2)
+    assert 2900 < await client.pttl(KEYS.card("w")) <= 3000
+    await WorkerPublisher(client, KEYS, heartbeat_s=2.0).publish(card("w"), beat("w"))
+    assert 5900 < await client.pttl(KEYS.card("w")) <= 6000
+    await client.pexpire(KEYS.card("w"), 1)
+    await asyncio.sleep(0.05)
     await watcher.refresh()
     assert not watcher.workers
     await client.aclose()

@@ -1,8 +1,9 @@
 """Who is alive: workers and services publish cards and beats to Redis, watchers poll them.
 
-A card lives for three heartbeats and every heartbeat writes all of it again, index membership included; so a Redis
-that comes back empty is full again one heartbeat later, and a dead worker is gone three heartbeats after it
-died. Watchers keep their last view while Redis is away, and say how old it is.
+A card lives for three heartbeats, and for three seconds at least: a process that gets no CPU for a moment is not
+dead, and one that died is noticed sooner by those who are connected to it. Every heartbeat writes all of the card
+again, index membership included, so a Redis that comes back empty is full again one heartbeat later. Watchers
+keep their last view while Redis is away, and say how old it is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
 
 HEARTBEATS_TO_LIVE = 3
+MIN_TTL_S = 3.0
 EPOCH_TTL_S = 86_400
 # A record larger than this was not written by us.
 MAX_RECORD_BYTES = 1 << 20
@@ -44,7 +46,7 @@ class WorkerPublisher:
     def __init__(self, client: redis.asyncio.Redis, keys: Keys, heartbeat_s: float) -> None:
         self._redis = client
         self._keys = keys
-        self._ttl_ms = max(1, round(HEARTBEATS_TO_LIVE * heartbeat_s * 1000))
+        self._ttl_ms = _ttl_ms(heartbeat_s)
 
     async def next_epoch(self, worker_id: str) -> int:
         """A number greater than that of every earlier incarnation, even if Redis forgot them.
@@ -68,7 +70,7 @@ class WorkerPublisher:
             await pipeline.execute()
 
     async def remove(self, worker_id: str) -> None:
-        """Leave the registry now instead of three heartbeats later."""
+        """Leave the registry now instead of when the card expires."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.delete(self._keys.card(worker_id))
             pipeline.delete(self._keys.beat(worker_id))
@@ -93,7 +95,7 @@ class ServicePublisher:
             self._keys.services(self._card.kind),
             self._keys.service(self._card.kind, self._card.service_id),
         )
-        ttl_ms = round(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000)
+        ttl_ms = _ttl_ms(self._heartbeat_s)
         outage = _Outage("publishing the service card")
         try:
             while True:
@@ -233,6 +235,10 @@ class _Outage:
                 "redis answers again", doing=self._doing, after_s=round(time.monotonic() - self._since, 1)
             )
             self._since = None
+
+
+def _ttl_ms(heartbeat_s: float) -> int:
+    return round(1000 * max(MIN_TTL_S, HEARTBEATS_TO_LIVE * heartbeat_s))
 
 
 async def _members(client: redis.asyncio.Redis, key: str) -> list[str]:
