@@ -69,9 +69,10 @@ class PeerConnections:
             return connection.kind
         raise Unavailable("the blocks could not be shipped")
 
-    async def connect(self, card: cluster_pb2.WorkerCard) -> None:
-        """Be connected before the first chunk is ready; Unavailable when no transport works."""
-        await self._connection(self._peers.setdefault((card.worker_id, card.epoch), _Peer()), card)
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open."""
+        return sum(1 for peer in self._peers.values() if peer.connection is not None)
 
     async def drop_unused(self, alive: Collection[tuple[str, int]]) -> None:
         """Close connections to peers that vanished, and those idle for long. Called now and then."""

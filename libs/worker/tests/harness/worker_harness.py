@@ -8,6 +8,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import grpc
 from tandem.v1 import (
@@ -33,6 +34,16 @@ NAMESPACE = b"n" * 16
 BLOCK_SIZE = 16
 FALSE_WORKER_ID = "false"
 _numbers = itertools.count(1)
+
+
+class RedisServer(Protocol):
+    """The fixture `redis_server`."""
+
+    url: str
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class ObservedLifecycle(Lifecycle):
