@@ -315,7 +315,7 @@ def weighed(query: Query, view: ClusterView, pricing: Pricing, limits: Limits) -
     return weigh(query, eligible_workers(query, view), pricing, limits).candidates
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(views(max_workers=7), QUERIES, PRICINGS)
 def test_with_few_workers_the_pruned_search_finds_what_the_full_one_finds(
     view: ClusterView, query: Query, pricing: Pricing
@@ -325,7 +325,7 @@ def test_with_few_workers_the_pruned_search_finds_what_the_full_one_finds(
     assert found.cost == pytest.approx(everything[0].cost)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(views(max_workers=16), QUERIES, PRICINGS)
 def test_with_many_workers_it_is_dearer_by_at_most_one_shipping_term(
     view: ClusterView, query: Query, pricing: Pricing
@@ -337,7 +337,7 @@ def test_with_many_workers_it_is_dearer_by_at_most_one_shipping_term(
     assert found.cost <= everything[0].cost + dearest_ship + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(views(max_workers=7), QUERIES)
 def test_the_bound_that_prunes_is_never_above_what_shipping_costs(view: ClusterView, query: Query) -> None:
     eligible = eligible_workers(query, view)
