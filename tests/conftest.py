@@ -105,13 +105,16 @@ def running_stack(*options: str, environ: dict[str, str] | None = None) -> Itera
     """`tandem up` with these options on free ports; stopped by SIGINT at the end."""
     with tempfile.TemporaryDirectory(prefix="tandem-test-") as directory:
         log_dir = Path(directory)
+        errors = (log_dir / "up.err").open("w")
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tandem_cli", "up", "--json-ready", "--log-dir", str(log_dir)),
+                # Any free ports: other stacks may be starting at the same moment.
+                *("--setting", "frontend.http_port=0", "--setting", "frontend.port=0"),
                 *options,
             ],
             stdout=subprocess.PIPE,
-            stderr=(log_dir / "up.err").open("w"),
+            stderr=errors,
             text=True,
             env={**os.environ, **(environ or {})},
         )
@@ -129,6 +132,7 @@ def running_stack(*options: str, environ: dict[str, str] | None = None) -> Itera
                 process.wait(10)
             assert process.stdout is not None
             process.stdout.close()
+            errors.close()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ def make(
         ("temperature", math.nan),
         ("temperature", math.inf),
         ("top_k", -1),
+        ("top_k", 10**400),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", 1.5),

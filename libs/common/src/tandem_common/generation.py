@@ -7,7 +7,6 @@ by making these objects and calling `Generation.check_limits`.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +21,11 @@ MAX_SEED = 2**64 - 1
 
 def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     """Raise InvalidRequest unless low <= value <= high (low < value with `above`)."""
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+    # Comparisons hold for ints of any size, where conversions to float do not; NaN fails them all.
+    if not (low < value if above else low <= value) or not value <= high:
         bounds = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
-        raise InvalidRequest(f"{name} must be {bounds}, got {value:g}", param=name)
+        shown = f"{value:g}" if abs(value) < MAX_SEED else "a number far outside"
+        raise InvalidRequest(f"{name} must be {bounds}, got {shown}", param=name)
 
 
 class RequestClass(enum.Enum):
