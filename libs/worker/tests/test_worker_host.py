@@ -9,6 +9,11 @@ from tandem_common.hashing import block_hashes, unpack_hashes
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
 from tandem_common.registry import ClusterWatcher, WorkerPublisher
+from tandem_engine.api import Engine, EngineDied
+from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.config import EngineConfig
+from tandem_engine.local_engine import LocalEngine
+from tandem_engine.simulated import SimulatedRunner
 from tandem_worker.registration import Fenced
 from worker_harness import (
     BLOCK_SIZE,
@@ -257,3 +262,37 @@ async def test_a_stale_registration_of_another_worker_is_not_touched(redis_url: 
         pass
     assert await registered(redis_url, "other") == card
     await client.aclose()
+
+
+class DyingRunner(SimulatedRunner):
+    """Breaks down after some steps."""
+
+    def __init__(self, config: EngineConfig, num_steps: int) -> None:
+        super().__init__(config)
+        self._num_steps_left = num_steps
+
+    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+        self._num_steps_left -= 1
+        if self._num_steps_left < 0:
+            raise RuntimeError("out of order")
+        return super().execute(batch)
+
+
+async def test_an_engine_that_dies_ends_the_worker_and_lets_requests_resume_elsewhere(redis_url: str) -> None:
+    def make_engine(config: EngineConfig) -> Engine:
+        return LocalEngine(config, DyingRunner(config, num_steps=5))
+
+    async with (
+        running_worker(redis_url, "both", make_engine=make_engine) as worker,
+        session(worker) as frontend,
+    ):
+        await frontend.submit(1, generation(40, 1000))
+        log = await frontend.ended(1)
+        assert 0 < len(log.token_ids) < 1000
+        assert log.error is not None
+        assert log.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert log.error.retryable
+        with pytest.raises(EngineDied):
+            async with asyncio.timeout(5):
+                await worker.task
+        assert await registered(redis_url, worker.worker_id) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 
 from redis.exceptions import RedisError
@@ -14,7 +15,8 @@ from tandem_common.logs import get_logger
 from tandem_common.model_source import model_revision, resolve_model
 from tandem_common.registry import WorkerPublisher
 from tandem_common.service import Lifecycle
-from tandem_engine.api import ModelError
+from tandem_engine.api import Engine, ModelError
+from tandem_engine.config import EngineConfig
 from tandem_engine.factory import create_engine
 
 from tandem_worker.assembly import make_worker
@@ -39,8 +41,11 @@ async def serve_worker(config: WorkerConfig, lifecycle: Lifecycle) -> None:
 class WorkerHost:
     """One worker, from start to end. `serve` may be called once."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(
+        self, config: WorkerConfig, make_engine: Callable[[EngineConfig], Engine] = create_engine
+    ) -> None:
         """Raises ConfigError for a model that is not there."""
+        self._make_engine = make_engine
         path = resolve_model(config.model) if config.model else None
         # Without a model's files (the simulated engine), the name stands for the content.
         self._revision = model_revision(path) if path else config.model_name
@@ -53,7 +58,7 @@ class WorkerHost:
     async def serve(self, lifecycle: Lifecycle) -> None:
         """See `serve_worker`."""
         config = self._config
-        engine = create_engine(config)
+        engine = self._make_engine(config)
         client = redis_client.connect(config.redis_url)
         stopping = asyncio.create_task(lifecycle.stopping(), name="stopping")
         try:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +26,9 @@ from tandem_common.redis_client import connect
 from tandem_common.registry import WorkerPublisher
 from tandem_common.rpc import open_channel
 from tandem_common.service import Lifecycle
+from tandem_engine.api import Engine
+from tandem_engine.config import EngineConfig
+from tandem_engine.factory import create_engine
 from tandem_worker.config import WorkerConfig
 from tandem_worker.host import WorkerHost
 
@@ -110,7 +113,11 @@ class RunningWorker:
 
 @contextlib.asynccontextmanager
 async def running_worker(
-    redis_url: str, role: str, *, engine: object = None, **settings: object
+    redis_url: str,
+    role: str,
+    *,
+    make_engine: Callable[[EngineConfig], Engine] = create_engine,
+    **settings: object,
 ) -> AsyncIterator[RunningWorker]:
     """A worker for the length of the block; it is stopped as by SIGTERM."""
     defaults = {
@@ -130,7 +137,7 @@ async def running_worker(
         **(defaults | settings),  # type: ignore[arg-type]
     )
     lifecycle = ObservedLifecycle()
-    task = asyncio.create_task(WorkerHost(config).serve(lifecycle))
+    task = asyncio.create_task(WorkerHost(config, make_engine).serve(lifecycle))
     ready = asyncio.create_task(lifecycle.is_ready.wait())
     await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
