@@ -17,12 +17,11 @@ _ROLES = {
 
 def cluster_table(response: router_pb2.WatchClusterResponse) -> RenderableType:
     """One row per worker: what it is, what it does, what it holds, and how fast it is."""
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("worker")
-    table.add_column("role")
-    table.add_column("status")
-    for heading in ("running", "waiting", "to read", "booked", "KV use", "cached", "prefill", "decode"):
-        table.add_column(heading, justify="right")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in ("worker", "role", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("run", "wait", "to read", "booked", "KV", "cached", "tok/s", "ms/tok"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for view in sorted(response.workers, key=lambda view: (view.card.role, view.card.worker_id)):
         table.add_row(*(Text(cell) for cell in _cells(view)))
     parts: list[RenderableType] = [table]
@@ -45,10 +44,10 @@ def _cells(view: router_pb2.WorkerView) -> tuple[str, ...]:
         "draining" if is_draining else "serving" if view.index_ready else "loading",
         str(beat.num_running),
         str(beat.num_waiting),
-        f"{beat.queued_prefill_tokens} tok",
+        str(beat.queued_prefill_tokens),
         str(view.num_bookings),
-        f"{100 * beat.num_used_blocks / blocks:.0f} %",
-        f"{100 * beat.num_cached_blocks / blocks:.0f} %",
+        f"{100 * beat.num_used_blocks / blocks:.0f}%",
+        f"{100 * beat.num_cached_blocks / blocks:.0f}%",
         _prefill_speed(beat),
         _decode_speed(beat),
     )
@@ -58,7 +57,7 @@ def _prefill_speed(beat: cluster_pb2.WorkerBeat) -> str:
     """Tokens per second of a prompt, the fixed cost of a step aside."""
     if not beat.HasField("prefill_speed") or beat.prefill_speed.b_ms <= 0:
         return "-"
-    return f"{1000 / beat.prefill_speed.b_ms:,.0f} tok/s"
+    return f"{1000 / beat.prefill_speed.b_ms:,.0f}"
 
 
 def _decode_speed(beat: cluster_pb2.WorkerBeat) -> str:
@@ -67,4 +66,4 @@ def _decode_speed(beat: cluster_pb2.WorkerBeat) -> str:
         return "-"
     speed = beat.decode_speed
     step_ms = speed.a_ms + speed.b_ms * (beat.num_decoding + 1) + speed.c_ms * beat.decode_kv_tokens
-    return f"{step_ms:.1f} ms/tok"
+    return f"{step_ms:.1f}"

@@ -33,7 +33,10 @@ def dry_run_query(
 
 
 def explanation(response: router_pb2.ExplainResponse) -> RenderableType:
-    """The candidates with every term of their cost, the chosen ones first, and who was left out and why."""
+    """The candidates with every term of their cost, cheapest first, and who was left out and why.
+
+    "cached" are leading blocks that need not be computed: on the worker that computes the prompt, and on the other.
+    """
     chosen = response.chosen
     prefill = chosen.prefill.worker_id if chosen.HasField("prefill") else ""
     how = f"prompt on {prefill}" if prefill else "prompt on the same worker"
@@ -62,10 +65,13 @@ def _prediction(chosen: router_pb2.RouteResponse) -> str:
 
 
 def _candidates(response: router_pb2.ExplainResponse) -> Table:
-    terms = sorted({term for candidate in response.candidates for term in candidate.terms})
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("decode")
-    table.add_column("prefill")
+    # Terms that are nothing for everybody explain nothing.
+    terms = sorted(
+        {name for candidate in response.candidates for name, value in candidate.terms.items() if value}
+    )
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("decode", no_wrap=True)
+    table.add_column("prefill", no_wrap=True)
     for heading in ("cached", *(term.replace("_", " ") for term in terms), f"cost ({response.unit})"):
         table.add_column(heading, justify="right")
     for candidate in response.candidates[:_MAX_ROWS]:

@@ -8,8 +8,6 @@ import os
 import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Self
 
 from tandem_common.config import ConfigError
 
+from tandem_cli.health import health_problem
 from tandem_cli.redis_server import find_redis_server
 from tandem_cli.run_file import RUN_DIR_PREFIX, RunFile, RunRecord, run_files_dir
 from tandem_cli.stack_options import StackOptions
@@ -127,8 +126,8 @@ class LocalStack:
         facts = await self._supervisor.start(plan.services)
         host = _reachable(self._options.host)
         self._addresses = StackAddresses(
-            http_address=f"{host}:{facts['frontend'].get('http_port', self._options.http_port)}",
-            grpc_address=f"{host}:{facts['frontend'].get('port', self._options.grpc_port)}",
+            http_address=str(facts["frontend"]["http_address"]),
+            grpc_address=str(facts["frontend"]["address"]),
             router_address=str(facts["router"]["address"]),
             redis_url=plan.redis_url,
             run_dir=run_dir,
@@ -138,14 +137,26 @@ class LocalStack:
         self._publish()
 
     async def _healthy(self) -> None:
-        """Wait until the frontend says that a request would be answered."""
-        url = f"http://{self.addresses.http_address}/health"
+        """Wait until the frontend sees all workers, and a request of its own went the whole way."""
         deadline_s = time.monotonic() + _HEALTH_TIMEOUT_S
-        while not await asyncio.to_thread(_answers_ok, url):
+        options = self._options
+        while True:
+            problem = await asyncio.to_thread(
+                health_problem,
+                self.addresses.http_address,
+                num_prefill=options.num_prefill + options.num_aggregated,
+                num_decode=options.num_decode + options.num_aggregated,
+            )
+            if problem is None:
+                return
             if time.monotonic() > deadline_s:
-                reason = f"answered no health check with 200 within {_HEALTH_TIMEOUT_S:g} s"
-                raise StartFailed("frontend", reason, returncode=None, log_tail=())
+                reason = f"is not healthy after {_HEALTH_TIMEOUT_S:g} s: {problem}"
+                raise StartFailed("frontend", reason, returncode=None, log_tail=self._log_tail("frontend"))
             await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    def _log_tail(self, name: str) -> tuple[str, ...]:
+        lines = (self.addresses.log_dir / f"{name}.log").read_text("utf-8", "replace").splitlines()
+        return tuple(lines[-15:])
 
     def _publish(self) -> None:
         addresses = self.addresses
@@ -171,13 +182,3 @@ def _reachable(host: str) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - what the user asked for, not what we choose
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _answers_ok(url: str) -> bool:
-    """Whether a GET of a local URL is answered with 200, asking no proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=2.0) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

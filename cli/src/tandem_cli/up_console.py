@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tandem_cli.local_stack import StackAddresses
-from tandem_cli.supervisor import Crashed, Event, ProcessState, Ready, Started, StartFailed
+from tandem_cli.supervisor import Crashed, Event, Facts, Killed, ProcessState, Ready, Started, StartFailed
 
 
 class UpConsole:
@@ -50,6 +50,8 @@ class UpConsole:
                     self.say(f"{event.name} is ready")
             case Crashed():
                 self.say(f"{event.name} {event.reason}; starting it again in {event.restart_in_s:g} s")
+            case Killed():
+                self.say(f"{event.name} did not stop in time and was killed")
 
     def failed(self, failure: StartFailed) -> None:
         """Say why the stack did not start: the culprit's own words."""
@@ -109,19 +111,24 @@ class UpConsole:
 
 def process_table(processes: Mapping[str, ProcessState]) -> Table:
     """One row per process: name, pid and what it said about itself when it was ready."""
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("process")
-    table.add_column("pid", justify="right")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("process", no_wrap=True)
+    table.add_column("pid", justify="right", no_wrap=True)
     table.add_column("where")
     for name in sorted(processes):
         process = processes[name]
-        where = "  ".join(
-            f"{key.removesuffix('_address').removesuffix('_port').replace('_', ' ')} {value}"
-            for key, value in process.facts.items()
-            if key.endswith(("port", "address")) and value
-        )
-        table.add_row(name, str(process.pid), Text(where))
+        table.add_row(name, str(process.pid), Text(_where(process.facts)))
     return table
+
+
+def _where(facts: Facts) -> str:
+    """The addresses in what a process said: HTTP, gRPC and metrics."""
+    parts = []
+    for key, value in facts.items():
+        if key.endswith(("address", "port")) and value:
+            kind = key.removesuffix("address").removesuffix("port").strip("_") or "gRPC"
+            parts.append(f"{kind.replace('http', 'HTTP')} {str(value).removeprefix('127.0.0.1')}")
+    return "  ".join(parts)
 
 
 def curl_line(http_address: str, model: str) -> str:

@@ -31,8 +31,9 @@ def top(
 ) -> None:
     """Show what every worker does, holds and how fast it is, until Ctrl-C.
 
-    "to read": prompt tokens that wait; "booked": requests sent to it that it has not reported yet; "KV use" and
-    "cached": share of its blocks that requests hold, and that only the prefix cache holds.
+    run, wait: requests; to read: prompt tokens that are not computed yet; booked: requests sent to it that it has
+    not reported yet; KV, cached: share of its blocks that requests hold, and that only the prefix cache holds;
+    tok/s: fitted speed of reading prompts; ms/tok: fitted time of one more token for everybody on it.
     """
     place = place_of_router(router, redis, cluster, local_stack_record())
     console = Console()

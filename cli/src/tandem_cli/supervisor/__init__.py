@@ -10,12 +10,21 @@ supervisor      all of them
 from tandem_cli.supervisor.child_process import StartFailed
 from tandem_cli.supervisor.process_spec import Facts, ProcessSpec
 from tandem_cli.supervisor.restart_backoff import RestartBackoff
-from tandem_cli.supervisor.supervisor import Crashed, Event, ProcessState, Ready, Started, Supervisor
+from tandem_cli.supervisor.supervisor import (
+    Crashed,
+    Event,
+    Killed,
+    ProcessState,
+    Ready,
+    Started,
+    Supervisor,
+)
 
 __all__ = [
     "Crashed",
     "Event",
     "Facts",
+    "Killed",
     "ProcessSpec",
     "ProcessState",
     "Ready",

@@ -42,7 +42,14 @@ class Crashed:
     restart_in_s: float
 
 
-Event = Started | Ready | Crashed
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """A program did not stop when asked, and was killed."""
+
+    name: str
+
+
+Event = Started | Ready | Crashed | Killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +151,9 @@ class Supervisor:
             )
             await _ended(members, wait_s)
         await _ended(list(self._members.values()), max(0.0, deadline_s - time.monotonic()))
+        for member in self._members.values():
+            if member.is_alive:
+                self._on_event(Killed(name=member.spec.name))
         await self._kill_all()
 
     def kill(self) -> None:
