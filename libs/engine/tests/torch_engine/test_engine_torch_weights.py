@@ -1,6 +1,5 @@
 """Weights are read from one file or shards alike, and what is wrong with them is said with the fix."""
 
-import json
 import shutil
 
 import pytest
@@ -160,32 +159,3 @@ def test_too_little_memory_is_told_before_it_is_taken(tiny_model, load):
 def test_a_model_directory_without_config_is_a_model_error(broken, load):
     (broken / "config.json").unlink()
     assert "config.json" in error_of(load, broken)
-
-
-def test_the_pool_and_the_context_follow_the_settings(tiny_model, load):
-    path = tiny_model("llama").path
-    block_bytes = 3 * 2 * 8 * 2 * 16 * 4
-    info = load(path, num_blocks=0, kv_cache_mib=1).info
-    assert info.block_bytes == block_bytes
-    assert info.num_blocks == (1 << 20) // block_bytes
-    assert load(path, max_context_tokens=100).info.max_context_tokens == 100
-    assert load(path, num_blocks=3).info.max_context_tokens == 24
-    assert "at most 256" in error_of(load, path, max_context_tokens=257)
-    assert "kv_cache_mib" in error_of(load, path, num_blocks=0, kv_cache_mib=1, block_size=4096)
-
-
-def test_blocks_fit_engines_with_the_same_weights_and_layout_only(tiny_model, broken, load):
-    path = tiny_model("llama").path
-    digest = load(path).info.layout_digest
-    assert load(path, num_blocks=50).info.layout_digest == digest
-    assert load(path, dtype="bfloat16").info.layout_digest != digest
-    assert load(path, block_size=4).info.layout_digest != digest
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    assert load(broken).info.layout_digest != digest
-
-
-def test_cuda_without_a_gpu_is_a_model_error(tiny_model, load):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    assert "no CUDA device" in error_of(load, tiny_model("llama").path, device="cuda")

@@ -8,8 +8,9 @@ layers is contiguous, so that a handoff copies whole blocks. The same memory see
 
 so that storing a token and gathering a block are each one copy of consecutive memory.
 
-Slots of a block that no token was written to yet are zero, never garbage: attention multiplies them by a
-probability of zero, and zero times NaN would be NaN. `clear` keeps that promise for a block about to be begun.
+In a block that is in use, slots that no token was written to yet are zero, never garbage: attention multiplies
+them by a probability of zero, and zero times NaN would be NaN. `clear` makes that so for a block about to be
+begun. The pool itself starts uninitialised: memory that is never used is never taken.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class KVCache:
         self.block_size = block_size
         self.num_layers = config.num_layers
         self.block_shape = block_shape(config, block_size)
-        self._pool = torch.zeros((num_blocks, *self.block_shape), dtype=dtype, device=device)
+        self._pool = torch.empty((num_blocks, *self.block_shape), dtype=dtype, device=device)
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
 
