@@ -176,6 +176,54 @@ def test_interactive_requests_start_before_batch_ones_and_both_in_the_order_of_a
     assert list(rig.ends) == ["i1", "i2", "b1", "b2"]
 
 
+def test_a_prompt_takes_no_blocks_before_a_step_has_tokens_for_it() -> None:
+    rig = Rig(max_step_tokens=16)
+    rig.scheduler.submit(generation("first", range(40), 2))
+    rig.scheduler.submit(generation("second", range(50, 90), 2))
+    rig.step()
+    rig.step()
+    assert rig.phases() == {"first": "prefilling", "second": "waiting"}
+    batch, _ = rig.step()
+    assert [(row.request_id, row.num_new_tokens) for row in batch.sequences] == [("first", 8), ("second", 8)]
+
+
+def test_an_interactive_prompt_goes_before_the_rest_of_a_batch_prompt() -> None:
+    rig = Rig(max_step_tokens=16)
+    rig.scheduler.submit(generation("batch", range(60), 2, request_class=BATCH))
+    rig.step()
+    rig.scheduler.submit(generation("now", range(100, 112), 2))
+    batch, _ = rig.step()
+    assert [(row.request_id, row.num_new_tokens) for row in batch.sequences] == [("now", 12), ("batch", 4)]
+
+
+def test_a_batch_prompt_pauses_when_activated_interactive_sequences_have_all_places() -> None:
+    rig = Rig(max_sequences=2)
+    for name in ("r0", "r1"):
+        rig.scheduler.reserve(generation(name, range(6), 5))
+    rig.scheduler.submit(generation("batch", range(100, 140), 2, request_class=BATCH))
+    rig.step()
+    for name in ("r0", "r1"):
+        rig.hand_over(name, range(6))
+    batch, _ = rig.step()
+    assert [row.request_id for row in batch.sequences] == ["r0", "r1"]
+    rig.run()
+    assert rig.tokens["batch"] == reference(range(100, 140), 2)
+
+
+def test_a_preempted_prompt_reports_no_progress_twice() -> None:
+    rig = Rig(num_blocks=30, max_step_tokens=6, max_sequences=1)
+    rig.scheduler.submit(generation("held", range(20), request_class=BATCH), PrefillMode.HOLD)
+    outputs = [rig.step()[1], rig.step()[1]]
+    rig.scheduler.submit(generation("now", range(100, 106), 2))
+    rig.scheduler.submit(generation("flush", range(200, 440, 2), 1))  # evicts what "held" had computed
+    while "held" not in rig.tokens:
+        outputs.append(rig.step()[1])
+    assert rig.scheduler.num_preemptions == 1
+    progress = [p.num_computed_tokens for output in outputs for p in output.progress]
+    assert progress == sorted(set(progress))
+    assert progress[-1] == 20
+
+
 def test_an_interactive_request_takes_the_place_of_a_batch_one_which_resumes_unharmed() -> None:
     rig = Rig(max_sequences=1)
     rig.scheduler.submit(generation("batch", range(9), 8, request_class=BATCH))
@@ -195,6 +243,7 @@ def test_an_interactive_request_takes_blocks_from_batch_ones_only_if_that_is_eno
     for _ in range(3):
         rig.step()
     rig.scheduler.submit(generation("large", range(200, 232), 2))  # 8 blocks: never while "held" is there
+    rig.step()
     rig.step()
     assert rig.phases() == {"held": "held", "batch": "decoding", "large": "waiting"}
     rig.scheduler.cancel("large")
@@ -380,7 +429,7 @@ def test_activated_sequences_beyond_the_places_wait_for_one() -> None:
 
 
 def test_a_senior_prompt_advances_though_junior_decodes_could_fill_every_step() -> None:
-    rig = Rig(max_sequences=2, max_step_tokens=2)
+    rig = Rig(max_sequences=4, max_step_tokens=2)
     rig.scheduler.submit(generation("prompt", range(6), 2))
     for index in range(3):
         rig.scheduler.reserve(generation(f"r{index}", range(20, 26), 50))

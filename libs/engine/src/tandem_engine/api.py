@@ -61,7 +61,9 @@ class TokenLogprobs:
 class TokenOutput:
     """New tokens of one request in one step.
 
-    A stop token that ends the sequence is not among `token_ids`; it is named in `stop_token_id`.
+    A stop token that ends the sequence is not among `token_ids`; it is named in `stop_token_id`. The one token of a
+    PrefillMode.HOLD request is always in `token_ids` and without `finish_reason`: what it means is decided where
+    the sequence goes on, by `activate`.
     `num_cached_tokens` is set with the first token only: prompt tokens that were not computed here.
     """
 
@@ -180,11 +182,14 @@ class BlockExchange(Protocol):
         ...
 
     async def activate(self, request_id: str, first_token: FirstToken) -> None:
-        """All blocks are written: report the first token in the next step and go on decoding."""
+        """All blocks are written: report the first token and go on decoding; Conflict if one is not."""
         ...
 
     async def read_blocks(self, request_id: str, first_block: int, num_blocks: int, out: memoryview) -> None:
-        """Copy computed blocks of a sequence into `out`; they may be read while later ones are computed."""
+        """Copy blocks of the tokens that a sequence came with into `out`, waiting until they are computed.
+
+        They may be read while later ones are computed. `out` is used until the call returns.
+        """
         ...
 
 

@@ -73,12 +73,14 @@ class LocalEngine:
     def submit(self, generation: Generation, prefill: PrefillMode = PrefillMode.LOCAL) -> None:
         """Queue a request; what is wrong with it is reported by a RequestFailure."""
         core = self._started()
-        self._inbox.put(lambda: core.submit(generation, prefill))
+        if not self._has_ended.is_set():
+            self._inbox.put(lambda: core.submit(generation, prefill))
 
     def cancel(self, request_id: str) -> None:
         """End a request and free its blocks, without a report. Idempotent."""
         core = self._started()
-        self._inbox.put(lambda: core.exchange.cancel(request_id))
+        if not self._has_ended.is_set():
+            self._inbox.put(lambda: core.exchange.cancel(request_id))
 
     def steps(self) -> AsyncIterator[StepOutput]:
         """The outbox; one consumer. Raises EngineDied when the engine failed, ends after `stop`."""
