@@ -124,7 +124,6 @@ class LocalStack:
         if plan.redis is not None:
             await self._supervisor.start([plan.redis])
         facts = await self._supervisor.start(plan.services)
-        host = _reachable(self._options.host)
         self._addresses = StackAddresses(
             http_address=str(facts["frontend"]["http_address"]),
             grpc_address=str(facts["frontend"]["address"]),
@@ -175,10 +174,3 @@ class LocalStack:
                 run_dir=str(addresses.run_dir),
             )
         )
-
-
-def _reachable(host: str) -> str:
-    """The host to connect to when a server listens on `host`."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - what the user asked for, not what we choose
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host

@@ -36,7 +36,12 @@ def choose_port(
     is_free: Callable[[int], bool],
     avoid: frozenset[int] = frozenset(),
 ) -> int:
-    """The port asked for, or the first free one from `default` on; ConfigError when it is not to be had."""
+    """The port asked for (0: whichever the system gives), else the first free one from `default` on.
+
+    ConfigError when it is not to be had.
+    """
+    if asked == 0:
+        return 0
     if asked is not None:
         if asked in avoid or not is_free(asked):
             raise ConfigError(

@@ -21,7 +21,7 @@ from tandem_common.rpc import error_from_rpc, open_channel
 from tandem_cli.run_file import RunRecord, run_files_dir, running_stacks
 
 RPC_TIMEOUT_S = 5.0
-_CONNECT_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)

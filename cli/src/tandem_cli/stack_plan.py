@@ -125,6 +125,13 @@ class _Planner:
             name, module, "worker", settings, tier=Tier.WORKERS, stop_wait_s=1.2, environ=environ
         )
 
+    def _advertise_host(self) -> str | None:
+        """A host that can be connected to, when services listen on all; None leaves it to the environment."""
+        listens_on_all = self._options.host == "0.0.0.0"  # noqa: S104 - asked for, not chosen
+        if listens_on_all and "TANDEM_ADVERTISE_HOST" not in self._machine.environ:
+            return "127.0.0.1"
+        return None
+
     def _spec(
         self,
         name: str,
@@ -139,6 +146,7 @@ class _Planner:
         options = self._options
         all_settings = {
             "cluster": options.cluster,
+            "advertise_host": self._advertise_host(),
             "host": options.host,
             "log_level": options.log_level,
             **settings,

@@ -75,13 +75,19 @@ def up(
     http_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="OpenAI API.", show_default=f"{DEFAULT_HTTP_PORT}, or the next free one"
+            min=0,
+            max=65535,
+            help="OpenAI API; 0: any.",
+            show_default=f"{DEFAULT_HTTP_PORT}, or the next free one",
         ),
     ] = None,
     grpc_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="gRPC API.", show_default=f"{DEFAULT_GRPC_PORT}, or the next free one"
+            min=0,
+            max=65535,
+            help="gRPC API; 0: any.",
+            show_default=f"{DEFAULT_GRPC_PORT}, or the next free one",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address that all services listen on.")] = "127.0.0.1",
