@@ -194,7 +194,7 @@ def test_nothing_is_said_before_enough_samples_and_the_warm_up_counts_for_nothin
     assert fitter.decode is None
 
 
-@pytest.mark.parametrize("duration_ms", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("duration_ms", [0.0, -1.0, 1e-300, 1e300, math.nan, math.inf])
 def test_impossible_durations_are_ignored(duration_ms: float) -> None:
     fitter = SpeedFitter()
     for _ in range(2 * FIRST_FIT):

@@ -30,6 +30,9 @@ from tandem.v1 import cluster_pb2
 _NUM_WARMUP_SAMPLES = 3
 _MIN_SAMPLES = 8
 
+# Steps outside of this are errors of measurement.
+_MIN_DURATION_MS, _MAX_DURATION_MS = 1e-9, 1e9
+
 # Samples after which a weight has fallen to 1/e; the shorter memory holds while errors keep one sign.
 _MEMORY = 256.0
 _SHORT_MEMORY = 16.0
@@ -144,9 +147,9 @@ class SpeedFitter:
     ) -> None:
         """Takes the cost of one step; arguments as in `tandem_engine.api.StepCost`.
 
-        Steps that prefilled and decoded, did neither, or took no time teach nothing and are left out.
+        Steps that prefilled and decoded, did neither, or took no time or for ever teach nothing and are left out.
         """
-        if not (math.isfinite(duration_ms) and duration_ms > 0.0):
+        if not _MIN_DURATION_MS < duration_ms < _MAX_DURATION_MS:
             return
         if num_prefill_tokens > 0 and num_decode_sequences == 0:
             self._prefill.observe(float(num_prefill_tokens), float(prefill_token_context), duration_ms)

@@ -32,7 +32,9 @@ class Prediction:
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:.0f} ms" if math.isfinite(value) else "without bound"
+    if not math.isfinite(value):
+        return "without bound"
+    return f"{value:.0f} ms" if value >= 100.0 else f"{value:.2g} ms"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
