@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tandem_common.errors import TandemError
@@ -50,8 +51,13 @@ class Generator:
         self._open = open_requests
         self.last_success_at: float | None = None  # loop time
 
-    async def generate(self, request: PreparedRequest, sink: DeltaSink) -> Completion:
-        """Generate to the end; raises TandemError. Cancelling stops the worker within a token."""
+    async def generate(
+        self, request: PreparedRequest, sink: DeltaSink, *, canary: bool = False
+    ) -> Completion:
+        """Generate to the end; raises TandemError. Cancelling stops the worker within a token.
+
+        A `canary` is no client's request: it is logged for debugging only and is not in the metrics.
+        """
         loop = asyncio.get_running_loop()
         generation = request.generation
         started_at = loop.time()
@@ -64,8 +70,8 @@ class Generator:
         run = GenerationRun(request, text, self._backend)
         outcome = "cancelled"
         with self._open.admit(), bound_request(generation.request_id):
-            self._metrics.prompt_tokens.inc(generation.num_prompt_tokens)
-            _log.info(
+            log = _log.debug if canary else _log.info
+            log(
                 "request started",
                 model=generation.model,
                 num_prompt_tokens=generation.num_prompt_tokens,
@@ -82,7 +88,9 @@ class Generator:
                 outcome = "internal"
                 raise
             finally:
-                self._report(run, text, outcome, started_at)
+                self._report(run, text, outcome, started_at, log)
+                if not canary:
+                    self._count(generation.num_prompt_tokens, run, text, started_at)
         self.last_success_at = loop.time()
         return Completion(
             reason=reason,
@@ -94,23 +102,35 @@ class Generator:
             ),
         )
 
-    def _report(self, run: GenerationRun, text: TextStream, outcome: str, started_at: float) -> None:
-        """Metrics and the line that ends a request."""
-        now = asyncio.get_running_loop().time()
-        ttft_s = None if run.first_token_at is None else run.first_token_at - started_at
-        if ttft_s is not None:
-            self._metrics.ttft_s.observe(ttft_s)
-        self._metrics.output_tokens.inc(text.num_tokens)
-        self._metrics.cached_tokens.inc(run.num_cached_tokens)
-        self._metrics.migrations.inc(run.num_migrations)
-        _log.info(
+    def _report(
+        self,
+        run: GenerationRun,
+        text: TextStream,
+        outcome: str,
+        started_at: float,
+        log: Callable[..., None],
+    ) -> None:
+        """The line that ends a request."""
+        log(
             "request ended",
             status=outcome,
             num_output_tokens=text.num_tokens,
             num_cached_tokens=run.num_cached_tokens,
-            ttft_ms=None if ttft_s is None else round(1000 * ttft_s, 1),
-            total_ms=round(1000 * (now - started_at), 1),
+            ttft_ms=None if run.first_token_at is None else _ms(run.first_token_at - started_at),
+            total_ms=_ms(asyncio.get_running_loop().time() - started_at),
             num_migrations=run.num_migrations,
             decode_worker_ids=run.decode_worker_ids,
             prefill_worker_id=run.prefill_worker_id,
         )
+
+    def _count(self, num_prompt_tokens: int, run: GenerationRun, text: TextStream, started_at: float) -> None:
+        if run.first_token_at is not None:
+            self._metrics.ttft_s.observe(run.first_token_at - started_at)
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.cached_tokens.inc(run.num_cached_tokens)
+        self._metrics.output_tokens.inc(text.num_tokens)
+        self._metrics.migrations.inc(run.num_migrations)
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 1)

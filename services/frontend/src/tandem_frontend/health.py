@@ -83,7 +83,7 @@ class Canary:
                     ),
                     Caller(request_id=new_request_id(), tenant=CANARY_TENANT),
                 )
-                await self._generator.generate(request, _Nowhere())
+                await self._generator.generate(request, _Nowhere(), canary=True)
         except Overloaded:
             # Refusing is what a working route does under overload; it says nothing new.
             outcome, failure = "overloaded", self.failure
