@@ -17,8 +17,8 @@ from worker_harness import (
     session,
 )
 
-# A prompt of 320 tokens takes five steps of 64 tokens, 50 ms each.
-SLOW_PREFILL = {"sim_prefill_base_ms": 50.0, "max_step_tokens": 64}
+# A prompt of 320 tokens takes five steps of 64 tokens: long enough to be caught in each phase.
+SLOW_PREFILL = {"sim_prefill_base_ms": 200.0, "max_step_tokens": 64}
 
 
 @asynccontextmanager
@@ -115,7 +115,8 @@ async def test_workers_with_other_layouts_do_not_exchange_blocks(redis_url: str)
 @pytest.mark.parametrize("phase", ["queued", "computing", "transferring", "decoding"])
 @pytest.mark.parametrize("how", ["cancel", "vanish"])
 async def test_cancelling_in_any_phase_leaves_nothing(redis_url: str, phase: str, how: str) -> None:
-    async with pair(redis_url, SLOW_PREFILL, {"sim_decode_base_ms": 20.0}) as (prefill, decode):
+    slow = SLOW_PREFILL if phase != "decoding" else {}
+    async with pair(redis_url, slow, {"sim_decode_base_ms": 20.0}) as (prefill, decode):
         async with session(decode) as frontend:
             await frontend.submit(1, generation(320, 1000), await prefill.ref())
             match phase:

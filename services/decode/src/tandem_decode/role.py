@@ -63,6 +63,8 @@ class DecodeRole(decode_pb2_grpc.DecodeServiceServicer):
         """One session, until either side ends it."""
         self._worker.gate.check(self.duty)
         frontend_id = await self._open(request_iterator)
+        # Tells the frontend that it has been let in. Before the writer starts: gRPC takes one write at a time.
+        await context.send_initial_metadata(())
         session = Session(self._worker, self._channels, frontend_id)
         over = self._sessions[session] = asyncio.Event()
         SESSIONS.set(len(self._sessions))
@@ -70,8 +72,6 @@ class DecodeRole(decode_pb2_grpc.DecodeServiceServicer):
         writing = asyncio.create_task(session.write_out(context.write), name="session-writer")
         reading = asyncio.create_task(_read(session, request_iterator), name="session-reader")
         try:
-            # Tells the frontend that it has been let in before there is anything to say.
-            await context.send_initial_metadata(())
             await asyncio.wait([writing, reading], return_when=asyncio.FIRST_COMPLETED)
             for task in (writing, reading):
                 if task.done():
