@@ -56,7 +56,7 @@ def test_dtype_is_read_in_both_spellings():
 
 
 def test_biases_and_norms_follow_the_family():
-    qwen2 = parse_model_config(BASE | {"architectures": ["Qwen2ForCausalLM"]})
+    qwen2 = parse_model_config(BASE | {"architectures": ["Qwen2ForCausalLM"], "attention_bias": False})
     assert (qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm) == (True, False, False)
     qwen3 = parse_model_config(BASE | {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True})
     assert (qwen3.qkv_bias, qwen3.output_bias, qwen3.qk_norm) == (True, True, True)
