@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,8 @@ def test_a_directory_that_others_can_enter_is_refused(directory):
         running_stacks(directory)
 
 
-def test_the_place_follows_the_environment():
-    assert run_files_dir({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path(f"/run/user/7/tandem-{os.getuid()}")
-    assert run_files_dir({}).name == f"tandem-{os.getuid()}"
+def test_the_place_follows_the_environment_if_there_is_such_a_place(tmp_path):
+    name = f"tandem-{os.getuid()}"
+    assert run_files_dir({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / name
+    for environ in ({}, {"XDG_RUNTIME_DIR": ""}, {"XDG_RUNTIME_DIR": "/nonexistent"}):
+        assert run_files_dir(environ) == Path(tempfile.gettempdir()) / name

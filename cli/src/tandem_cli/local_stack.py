@@ -101,7 +101,12 @@ class LocalStack:
         await self.stop()
 
     async def _start(self) -> None:
-        run_dir = Path(tempfile.mkdtemp(prefix=RUN_DIR_PREFIX))
+        try:
+            run_dir = Path(tempfile.mkdtemp(prefix=RUN_DIR_PREFIX))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make a temporary directory ({error.strerror}); set TMPDIR to a place that can be written"
+            ) from None
         self._resources.callback(shutil.rmtree, run_dir, ignore_errors=True)
         log_dir = self._kept_log_dir or run_dir / "logs"
         try:

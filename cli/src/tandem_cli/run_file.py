@@ -42,8 +42,10 @@ class RunRecord:
 
 
 def run_files_dir(environ: Mapping[str, str]) -> Path:
-    """Where the files of this user are: ${XDG_RUNTIME_DIR:-the temporary directory}/tandem-UID."""
-    base = environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    """Where the files of this user are: tandem-UID in $XDG_RUNTIME_DIR if there is one, else with temporary files."""
+    runtime_dir = environ.get("XDG_RUNTIME_DIR", "")
+    # Some shells (su, containers) hand on the name of a directory that does not exist.
+    base = runtime_dir if runtime_dir and Path(runtime_dir).is_dir() else tempfile.gettempdir()
     return Path(base) / f"tandem-{os.getuid()}"
 
 

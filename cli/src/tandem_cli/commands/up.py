@@ -216,7 +216,8 @@ async def _run(
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
+            loop.add_signal_handler(number, on_signal)
     watching = asyncio.create_task(interrupted.wait())
     try:
         with console:
