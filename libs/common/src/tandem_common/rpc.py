@@ -44,7 +44,8 @@ _CHANNEL_OPTIONS = (
     *_OPTIONS,
     # Retrying is the callers' decision: they know what is safe to repeat.
     ("grpc.enable_retries", 0),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name, the time that one attempt to connect may take: a busy peer needs more than the back-off.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Internal traffic never goes through a proxy.
