@@ -28,7 +28,7 @@ Unserved = msgspec.Raw | msgspec.UnsetType
 
 _NEUTRAL = frozenset({b"null", b"[]", b"{}", b'""', b"false"})
 _NEUTRAL_TOOL_CHOICES = frozenset({b"null", b'"none"', b'"auto"'})
-_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_PATH = re.compile(r"`\$\.?([^`]*)`$")
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -336,9 +336,13 @@ def _options(
         raise InvalidRequest(
             f"at most {MAX_LOGPROBS} log-probabilities per token, got {logprobs}", param="logprobs"
         )
+    try:
+        sampling = SamplingParams(**given, logprobs=logprobs)
+    except OverflowError:
+        raise InvalidRequest("a sampling parameter is far out of range", param=None) from None
     stop = (message.stop,) if isinstance(message.stop, str) else tuple(message.stop or ())
     return GenerationOptions(
-        sampling=SamplingParams(**given, logprobs=logprobs),
+        sampling=sampling,
         seeded=message.seed is not None,
         max_tokens=max_tokens,
         default_max_tokens=default_max_tokens,

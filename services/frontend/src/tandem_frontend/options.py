@@ -17,6 +17,8 @@ from tandem_frontend.chat_template import ROLES, ChatTurn
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_MESSAGES = 4096
+# Far above any context; what fits is checked against the model.
+MAX_TOKENS = 2**31 - 1
 MAX_TTFT_DEADLINE_MS = 24 * 3600 * 1000
 
 
@@ -86,8 +88,10 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         """Check what SamplingParams and StoppingParams do not."""
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}", param="max_tokens")
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_TOKENS:
+            raise InvalidRequest(f"max_tokens must be between 1 and {MAX_TOKENS}", param="max_tokens")
+        if not 0 <= self.min_tokens <= MAX_TOKENS:
+            raise InvalidRequest(f"min_tokens must be between 0 and {MAX_TOKENS}", param="min_tokens")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(
                 f"{len(self.stop)} stop strings; at most {MAX_STOP_STRINGS} are allowed", param="stop"
@@ -100,6 +104,5 @@ class GenerationOptions:
                 )
         if not 0 <= self.ttft_deadline_ms <= MAX_TTFT_DEADLINE_MS:
             raise InvalidRequest(
-                f"ttft_deadline_ms must be between 0 and {MAX_TTFT_DEADLINE_MS}, got {self.ttft_deadline_ms}",
-                param="ttft_deadline_ms",
+                f"ttft_deadline_ms must be between 0 and {MAX_TTFT_DEADLINE_MS}", param="ttft_deadline_ms"
             )
