@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from tandem_cli import doctor_checks as checks
-from tandem_cli.doctor_checks import Level
+from tandem_cli import doctor as checks
+from tandem_cli.doctor import Level
 
 
 def test_a_machine_that_runs_these_tests_lacks_nothing():

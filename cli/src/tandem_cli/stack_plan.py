@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,8 +128,7 @@ class _Planner:
 
     def _advertise_host(self) -> str | None:
         """A host that can be connected to, when services listen on all; None leaves it to the environment."""
-        listens_on_all = self._options.host == "0.0.0.0"  # noqa: S104 - asked for, not chosen
-        if listens_on_all and "TANDEM_ADVERTISE_HOST" not in self._machine.environ:
+        if _is_unspecified(self._options.host) and "TANDEM_ADVERTISE_HOST" not in self._machine.environ:
             return "127.0.0.1"
         return None
 
@@ -166,6 +166,13 @@ class _Planner:
             tier=tier,
             stop_wait_s=stop_wait_s,
         )
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def _text(value: int | None) -> str | None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tandem_cli.commands.up import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT
-from tandem_cli.doctor_checks import Finding, Level, run_checks
+from tandem_cli.doctor import Finding, Level, run_checks
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.MISSING: "bold red"}
 
