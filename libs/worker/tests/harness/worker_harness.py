@@ -219,8 +219,10 @@ class FrontendSession:
         self.status: grpc.aio.AioRpcError | None = None
 
     async def open(self) -> None:
-        await self.call.write(decode_pb2.SessionRequest(open=self._open))
         self._reading = asyncio.create_task(self._read())
+        # A refusal may come before the write: it is the reader's to tell.
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self.call.write(decode_pb2.SessionRequest(open=self._open))
 
     async def close(self) -> None:
         self.call.cancel()
