@@ -18,7 +18,7 @@ from tandem_common.config import ConfigError
 
 from tandem_cli.health import health_problem
 from tandem_cli.redis_server import find_redis_server
-from tandem_cli.run_file import RUN_DIR_PREFIX, RunFile, RunRecord, run_files_dir
+from tandem_cli.run_file import RUN_DIR_PREFIX, RunFile, RunRecord, run_files_dir, running_stacks
 from tandem_cli.stack_options import StackOptions
 from tandem_cli.stack_plan import Machine, plan_stack
 from tandem_cli.supervisor import Event, ProcessState, StartFailed, Supervisor
@@ -101,6 +101,7 @@ class LocalStack:
         await self.stop()
 
     async def _start(self) -> None:
+        running_stacks(run_files_dir(os.environ))  # removes what a killed one left
         try:
             run_dir = Path(tempfile.mkdtemp(prefix=RUN_DIR_PREFIX))
         except OSError as error:
