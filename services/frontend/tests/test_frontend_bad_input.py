@@ -192,6 +192,7 @@ def message(**fields: Any) -> bytes:
         (message(tool_calls=[{"id": "x"}]), "tool_calls"),
         (message(surprise=1), "messages[0]"),
     ],
+    ids=lambda value: value[:70].decode("latin-1") if isinstance(value, bytes) else None,
 )  # fmt: skip
 def test_bodies_that_are_refused_name_the_field(body, param):
     with pytest.raises(InvalidRequest) as refusal:

@@ -57,7 +57,10 @@ async def test_every_route_but_two_needs_a_key(system):
 
 @pytest.mark.parametrize(
     "target",
-    ["/nothing", "//health", "/health/", "/v1/../health", "/%68ealth", "/HEALTH", "http://x/health", "/live%2f..%2fmetrics", "*"],
+    [
+        "/nothing", "//health", "/health/", "/v1/../health", "/%68ealth", "/HEALTH", "http://x/health",
+        "/live%2f..%2fmetrics", "*",
+    ],
 )  # fmt: skip
 async def test_only_the_exact_open_paths_are_open(system, target):
     await system.start(keys=KEYS, ready=False)
