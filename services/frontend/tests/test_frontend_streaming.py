@@ -311,6 +311,23 @@ async def test_a_grpc_client_that_cancels_stops_its_worker(system):
     system.check_quiet()
 
 
+async def test_a_grpc_client_that_does_not_read_is_ended(system):
+    worker = await system.add_worker("w1", answer=system.answer * 2000, tokens_per_step=100)
+    await system.register(worker, max_context_tokens=100_000)
+    await system.start(stream_buffer_age_s=0.5)
+    request = inference_pb2.GenerateRequest(
+        model="tandem-tiny",
+        text="Once",
+        options=inference_pb2.GenerationOptions(sampling=generation_pb2.SamplingParams(logprobs=20)),
+    )
+    call = inference_pb2_grpc.InferenceServiceStub(system.channel).Generate(request, timeout=20)
+    await call.read()
+    await system.until(lambda: system.metric("slow_readers_total") == 1, timeout_s=15)
+    await system.until(lambda: not worker.live)
+    system.check_quiet()
+    call.cancel()
+
+
 async def test_grpc_tokenizes_and_lists_models(system):
     await system.add_worker("w1")
     await system.start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ class GenerationRun:
         self.num_migrations = 0
         self.decode_worker_ids: list[str] = []
         self.prefill_worker_id = ""
-        self.first_token_at: float | None = None  # loop time
+        self.first_token_at: float | None = None  # monotonic seconds, as all times here
         self._last_token_at = 0.0
 
     async def run(self) -> FinishReason:
@@ -136,7 +137,7 @@ class GenerationRun:
     def accept(
         self, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs], now: float
     ) -> bool:
-        """Tokens from the live attempt, at loop time `now`; False when a stop string ended the text."""
+        """Tokens from the live attempt; False when a stop string ended the text."""
         if self.first_token_at is None:
             self.first_token_at = now
         else:
@@ -162,7 +163,7 @@ class _Attempt:
         self.ended: asyncio.Future[_AttemptEnd] = self._loop.create_future()
         self._session: Session | None = None
         self._stream_id = 0
-        self._last_sign = self._loop.time()
+        self._last_sign = time.monotonic()
         self._got_tokens = False
         self._patience_s = limits.first_token_timeout_s
         self._timer = self._loop.call_later(self._patience_s, self._look)
@@ -181,7 +182,7 @@ class _Attempt:
         """Pass them on; a stop string ends the attempt."""
         if self.ended.done():
             return
-        self._last_sign = now = self._loop.time()
+        self._last_sign = now = time.monotonic()
         if not self._got_tokens:
             self._got_tokens = True
             self._patience_s = self._limits.token_timeout_s
@@ -216,7 +217,7 @@ class _Attempt:
 
     def _look(self) -> None:
         """Watchdog: silence for too long ends the attempt."""
-        silent_s = self._loop.time() - self._last_sign
+        silent_s = time.monotonic() - self._last_sign
         if silent_s >= self._patience_s:
             error = Unavailable(f"the worker sent no token for {silent_s:.0f} s")
             self.on_error(error, retryable=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class Generator:
         self._token_bytes = token_bytes
         self._metrics = metrics
         self._open = open_requests
-        self.last_success_at: float | None = None  # loop time
+        self.last_success_at: float | None = None  # monotonic seconds
 
     async def generate(
         self, request: PreparedRequest, sink: DeltaSink, *, canary: bool = False
@@ -58,9 +58,8 @@ class Generator:
 
         A `canary` is no client's request: it is logged for debugging only and is not in the metrics.
         """
-        loop = asyncio.get_running_loop()
         generation = request.generation
-        started_at = loop.time()
+        started_at = time.monotonic()
         text = TextStream(
             Detokenizer(self._token_bytes, continues_text=request.continues_text),
             request.stop,
@@ -91,7 +90,7 @@ class Generator:
                 self._report(run, text, outcome, started_at, log)
                 if not canary:
                     self._count(generation.num_prompt_tokens, run, text, started_at)
-        self.last_success_at = loop.time()
+        self.last_success_at = time.monotonic()
         return Completion(
             reason=reason,
             stop=text.stop,
@@ -117,7 +116,7 @@ class Generator:
             num_output_tokens=text.num_tokens,
             num_cached_tokens=run.num_cached_tokens,
             ttft_ms=None if run.first_token_at is None else _ms(run.first_token_at - started_at),
-            total_ms=_ms(asyncio.get_running_loop().time() - started_at),
+            total_ms=_ms(time.monotonic() - started_at),
             num_migrations=run.num_migrations,
             decode_worker_ids=run.decode_worker_ids,
             prefill_worker_id=run.prefill_worker_id,

@@ -6,6 +6,7 @@ The canary runs until one has succeeded, and from then on whenever nothing else 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,11 +57,10 @@ class Canary:
 
     async def run(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             models = [m for m in self._catalog.served() if self._catalog.decode_workers(m.name)]
             last = self._generator.last_success_at
-            if self.failure is None and last is not None and loop.time() - last < self._interval_s:
+            if self.failure is None and last is not None and time.monotonic() - last < self._interval_s:
                 await asyncio.sleep(min(_RETRY_S, self._interval_s))
             elif not models:
                 await asyncio.sleep(_TICK_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from tandem_frontend.histogram import StepHistogram
 
@@ -11,8 +12,7 @@ _INTERVAL_S = 0.1
 
 async def measure_loop_lag(histogram: StepHistogram) -> None:
     """Sleep and see how much later it is than asked for; until cancelled."""
-    loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + _INTERVAL_S
+        due = time.monotonic() + _INTERVAL_S
         await asyncio.sleep(_INTERVAL_S)
-        histogram.observe(max(0.0, loop.time() - due))
+        histogram.observe(max(0.0, time.monotonic() - due))

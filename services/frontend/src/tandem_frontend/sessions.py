@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -189,6 +190,8 @@ class SessionPool:
         self._frontend_id = frontend_id
         self._sessions: dict[str, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Sessions outlive the request that opens them and must not carry its id into logs and spans.
+        self._context = contextvars.copy_context()
 
     def get(self, worker: router_pb2.WorkerRef) -> Session:
         """The session with this incarnation of a worker; Unavailable for one that a later one has replaced."""
@@ -200,7 +203,7 @@ class SessionPool:
                 raise Unavailable("the worker was restarted meanwhile")
         session = Session(worker, self._frontend_id)
         self._sessions[worker.worker_id] = session
-        task = asyncio.create_task(session.run(), name=f"session {worker.worker_id}")
+        task = asyncio.create_task(session.run(), name=f"session {worker.worker_id}", context=self._context)
         self._tasks.add(task)
         task.add_done_callback(self._on_end(session))
         return session

@@ -7,6 +7,7 @@ what the client does not read piles up in the transport's buffer, up to the back
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from tandem_common.logs import get_logger
@@ -25,7 +26,6 @@ class SseStream:
         self._backlog = backlog
         self._on_slow_reader = on_slow_reader
         self._request_id = request_id
-        self._loop = asyncio.get_running_loop()
         self._kept: list[bytes] = []
         self._transport: asyncio.WriteTransport | None = None
         self._chunked = False
@@ -49,7 +49,7 @@ class SseStream:
             return
         framed = b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event
         transport.write(framed)
-        reason = self._backlog.wrote(len(framed), transport.get_write_buffer_size(), self._loop.time())
+        reason = self._backlog.wrote(len(framed), transport.get_write_buffer_size(), time.monotonic())
         if reason is not None:
             _log.warning(
                 "ending a stream whose client does not read", reason=reason, request_id=self._request_id
