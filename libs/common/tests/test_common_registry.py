@@ -2,12 +2,11 @@ import asyncio
 from contextlib import suppress
 
 from redis.exceptions import RedisError
+from redis_server import RedisServer
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
 from tandem_common.registry import ClusterWatcher, ServicePublisher, ServiceWatcher, WorkerPublisher
-
-from conftest import RedisServer
 
 KEYS = Keys("test")
 

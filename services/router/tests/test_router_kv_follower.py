@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import redis.asyncio
 from prometheus_client import CollectorRegistry
-from router_redis import RedisServer
+from redis_server import RedisServer
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.keys import KV_ENTRY_FIELD, Keys
 from tandem_common.redis_client import connect
@@ -248,8 +248,10 @@ async def test_more_blocks_than_the_worker_has_mean_that_something_was_missed(wo
     assert world.index.num_blocks("a") == 4
 
 
-async def test_while_redis_is_away_the_index_stays_and_the_follower_goes_on(own_redis: RedisServer) -> None:
-    client = connect(own_redis.url)
+async def test_while_redis_is_away_the_index_stays_and_the_follower_goes_on(
+    redis_server: RedisServer,
+) -> None:
+    client = connect(redis_server.url)
     world = World(client)
     world.targets = {"a": Target(1, 100)}
     await world.write("a", stored=BLOCKS[:2])
@@ -258,11 +260,11 @@ async def test_while_redis_is_away_the_index_stays_and_the_follower_goes_on(own_
         async with asyncio.timeout(10):
             while world.index.match(BLOCKS) != {"a": 2}:
                 await asyncio.sleep(0.02)
-            own_redis.stop()
+            redis_server.stop()
             await asyncio.sleep(0.5)
             assert world.index.match(BLOCKS) == {"a": 2}
             assert not task.done()
-            own_redis.start()
+            redis_server.start()
             await world.write("a", cleared=True, stored=BLOCKS[:3])
             while world.index.match(BLOCKS) != {"a": 3}:
                 await asyncio.sleep(0.02)

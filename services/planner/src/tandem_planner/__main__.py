@@ -48,7 +48,7 @@ async def serve(config: PlannerConfig, lifecycle: Lifecycle) -> None:
                 group.create_task(ServicePublisher(client, keys, card).run()),
             ]
             await rpc.set_serving(True)
-            lifecycle.ready(service_id=card.service_id, port=port, metrics_port=metrics_port)
+            lifecycle.ready(address=card.address, metrics_port=metrics_port)
             await lifecycle.stopping()
             for task in tasks:
                 task.cancel()

@@ -1,5 +1,0 @@
-import sys
-from pathlib import Path
-
-# Where `worker_harness` is: the test directories are no packages.
-sys.path.insert(0, str(Path(__file__).parent / "harness"))
