@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import filecmp
 import sys
+import sysconfig
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
+# The plugins of this environment, whether or not it is on PATH.
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 STUBS = ROOT / "libs" / "proto" / "src"
 
 
@@ -30,6 +33,7 @@ def generate(target: Path) -> None:
             f"--proto_path={well_known}",
             f"--python_out={target}",
             f"--grpc_python_out={target}",
+            *(f"--plugin={name}={SCRIPTS / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
             f"--mypy_out=quiet:{target}",
             f"--mypy_grpc_out=quiet:{target}",
             *sources,
