@@ -18,6 +18,7 @@ class Answer:
 
     first_token_s: float
     end_s: float
+    num_prompt_tokens: int
     num_tokens: int
     longest_gap_s: float
 
@@ -27,6 +28,7 @@ class LoadResult:
     """A run of `num_streams` clients, each sending its next request when the last was answered."""
 
     num_streams: int
+    prompt_tokens_mean: float
     ttft_ms_p50: float
     ttft_ms_max: float
     itl_ms_mean: float
@@ -55,6 +57,7 @@ async def run_load(
     gaps = [(a.end_s - a.first_token_s) / (a.num_tokens - 1) for a in answers if a.num_tokens > 1]
     return LoadResult(
         num_streams=num_streams,
+        prompt_tokens_mean=sum(a.num_prompt_tokens for a in answers) / len(answers),
         ttft_ms_p50=1000 * median(a.first_token_s for a in answers),
         ttft_ms_max=1000 * max(a.first_token_s for a in answers),
         itl_ms_mean=1000 * sum(gaps) / len(gaps),
@@ -77,7 +80,7 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str,
     start = last = time.perf_counter()
     first: float | None = None
     longest_gap = 0.0
-    num_tokens = 0
+    usage = {"prompt_tokens": 0, "completion_tokens": 0}
     async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body), headers=_JSON) as response:
         if response.status != 200:
             raise RuntimeError(f"status {response.status}: {await response.text()}")
@@ -95,10 +98,16 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str,
                     longest_gap = max(longest_gap, now - last)
                 last = now
             if event.get("usage"):
-                num_tokens = event["usage"]["completion_tokens"]
+                usage = event["usage"]
     if first is None:
         raise RuntimeError("the answer was empty")
-    return Answer(first_token_s=first, end_s=last - start, num_tokens=num_tokens, longest_gap_s=longest_gap)
+    return Answer(
+        first_token_s=first,
+        end_s=last - start,
+        num_prompt_tokens=usage["prompt_tokens"],
+        num_tokens=usage["completion_tokens"],
+        longest_gap_s=longest_gap,
+    )
 
 
 _JSON = {"Content-Type": "application/json"}

@@ -120,13 +120,16 @@ async def compare(repeats: int, workloads: Sequence[Workload]) -> dict[str, dict
 
 def print_tables(startup: list[float], results: dict[str, dict[str, list[LoadResult]]]) -> None:
     """What a reader of the terminal wants to know."""
-    console = Console()
+    console = Console(width=110)
     console.print(f"start-up of 2 prefill + 2 decode: {spread(startup, 1)} s")
-    table = Table("workload", "stack", "TTFT p50, ms", "ITL mean, ms", "tokens/s", "requests/s")
+    table = Table(
+        "workload", "prompt tokens", "stack", "TTFT p50, ms", "ITL mean, ms", "tokens/s", "requests/s"
+    )
     for workload, by_kind in results.items():
         for kind, runs in by_kind.items():
             table.add_row(
                 workload,
+                f"{runs[0].prompt_tokens_mean:.0f}",
                 kind,
                 spread([run.ttft_ms_p50 for run in runs], 0),
                 spread([run.itl_ms_mean for run in runs], 1),
