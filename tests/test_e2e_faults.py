@@ -64,6 +64,28 @@ def test_a_stream_goes_on_with_the_same_tokens_when_its_decode_worker_goes(
         stack.assert_quiet(without=(victim,))
 
 
+def test_a_killed_decode_worker_changes_no_token_of_the_real_model(
+    start_stack: Any, shipped_model: Path
+) -> None:
+    bodies = (
+        {"prompt": "Once upon a time", "max_tokens": 400},
+        {"prompt": "Once upon a time", "max_tokens": 400, "temperature": 0.9, "seed": 11},
+    )
+    with start_stack(
+        "--model", str(shipped_model), "--prefill", "1", "--decode", "2", "--kv-cache-mib", "64"
+    ) as stack:
+        whole = ["".join(stream(stack, body)) for body in bodies]
+        running = [stream(stack, body) for body in bodies]
+        texts = ["".join(next(pieces) for _ in range(10)) for pieces in running]
+        victim = busy_decode_worker(stack)
+        stack.kill(victim)
+        texts = [text + "".join(pieces) for text, pieces in zip(texts, running, strict=True)]
+        assert texts == whole
+        assert whole[0] != whole[1]
+        assert 'num_migrations": 1' in stack.log("frontend")
+        stack.assert_quiet(without=(victim,))
+
+
 def test_a_dead_prefill_worker_costs_time_and_nothing_else(start_stack: Any) -> None:
     with start_stack(
         "--prefill", "1", "--decode", "1", *SIMULATED, "--setting", "worker.sim_prefill_token_ms=2"
