@@ -20,7 +20,7 @@ from tandem_cli.router_access import RouterPlace, place_of_router
 from tandem_cli.run_file import RunRecord
 from tandem_cli.shipped_model import find_shipped_model
 from tandem_cli.supervisor import Crashed, ProcessState, Ready, Started, StartFailed
-from tandem_cli.up_console import UpConsole, curl_line, ready_line
+from tandem_cli.up_console import ServedModel, UpConsole, curl_line, ready_line, short_context_line
 from tandem_common.config import ConfigError
 
 ADDRESSES = StackAddresses(
@@ -137,12 +137,25 @@ def test_plain_output_has_a_line_for_everything_that_happens():
         console.on_event(Ready(name="router", after_s=0.5, is_restart=False))
         console.on_event(Crashed(name="router", reason="was ended by signal 9", restart_in_s=0.5))
         console.on_event(Ready(name="router", after_s=0.5, is_restart=True))
-    console.running("tiny", ADDRESSES, PROCESSES)
+    console.running(ServedModel(name="tiny", context_tokens=4096), ADDRESSES, PROCESSES)
     text = output.getvalue()
     for part in ("router is ready", "signal 9; starting it again in 0.5 s", "router is back", "Ctrl-C stops"):
         assert part in text
     # Unwrapped, however narrow the terminal is.
     assert f"  {curl_line('127.0.0.1:8000', 'tiny')}" in text.splitlines()
+
+
+def test_a_cache_smaller_than_the_context_is_mentioned_with_the_fix():
+    facts = {"ready": "worker", "max_context_tokens": 4672}
+    worker = ProcessState(
+        name="decode-1", pid=1, facts=facts, num_restarts=0, log_path=Path("/run/x/logs/d.log")
+    )
+    processes = {**PROCESSES, "decode-1": worker}
+    line = short_context_line(ServedModel(name="m", context_tokens=40960), processes)
+    assert line is not None
+    for part in ("4,672", "40,960", "--kv-cache-mib"):
+        assert part in line
+    assert short_context_line(ServedModel(name="m", context_tokens=4672), processes) is None
 
 
 def test_a_terminal_sees_progress_that_disappears():

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,16 +63,20 @@ class UpConsole:
         for line in failure.log_tail:
             self._console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
 
-    def running(self, model: str, addresses: StackAddresses, processes: Mapping[str, ProcessState]) -> None:
+    def running(
+        self, model: ServedModel, addresses: StackAddresses, processes: Mapping[str, ProcessState]
+    ) -> None:
         """Say what is running, how to use it and how to stop it."""
-        self.say(f"Tandem serves {model}, ready after {self._elapsed_s:.1f} s.")
+        self.say(f"Tandem serves {model.name}, ready after {self._elapsed_s:.1f} s.")
+        if short := short_context_line(model, processes):
+            self.say(short)
         self._console.print()
         self._console.print(process_table(processes))
         tandem = shlex.quote(_command_as_typed())
         for line in (
             "",
             "Ask it something:",
-            f"  {curl_line(addresses.http_address, model)}",
+            f"  {curl_line(addresses.http_address, model.name)}",
             f"  {tandem} chat",
             "",
             f"OpenAI API: http://{addresses.http_address}/v1   gRPC: {addresses.grpc_address}",
@@ -107,6 +112,28 @@ class UpConsole:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """The model of a stack, and the context that it was made for in tokens (0: not known)."""
+
+    name: str
+    context_tokens: int
+
+
+def short_context_line(model: ServedModel, processes: Mapping[str, ProcessState]) -> str | None:
+    """What to do when the workers' caches hold less than the model's context; None when they do not."""
+    served = min(
+        (facts for p in processes.values() if isinstance(facts := p.facts.get("max_context_tokens"), int)),
+        default=model.context_tokens,
+    )
+    if served >= model.context_tokens:
+        return None
+    return (
+        f"Prompt and answer together can have {served:,} tokens, of the {model.context_tokens:,} that the model was made for: "
+        "a larger --kv-cache-mib makes room for more."
+    )
 
 
 def process_table(processes: Mapping[str, ProcessState]) -> Table:

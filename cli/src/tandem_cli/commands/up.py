@@ -14,14 +14,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from tandem_common.model_source import resolve_model, served_name
+from tandem_common.model_source import read_json, resolve_model, served_name
 
 from tandem_cli.local_stack import LocalStack
 from tandem_cli.ports import can_listen, choose_port
 from tandem_cli.shipped_model import find_shipped_model
 from tandem_cli.stack_options import StackOptions
 from tandem_cli.supervisor import StartFailed
-from tandem_cli.up_console import UpConsole, ready_line
+from tandem_cli.up_console import ServedModel, UpConsole, ready_line
 
 DEFAULT_HTTP_PORT = 8000
 DEFAULT_GRPC_PORT = 8001
@@ -237,7 +237,11 @@ async def _run(
             sys.stdout.write(ready_line(options.served_model_name, stack.addresses, stack.processes) + "\n")
             sys.stdout.flush()
         else:
-            console.running(options.served_model_name, stack.addresses, stack.processes)
+            context = read_json(options.model_dir / "config.json").get("max_position_embeddings")
+            model = ServedModel(
+                name=options.served_model_name, context_tokens=context if isinstance(context, int) else 0
+            )
+            console.running(model, stack.addresses, stack.processes)
         await watching
         console.say("Stopping ...")
         await stack.stop(_STOP_LIMIT_S)

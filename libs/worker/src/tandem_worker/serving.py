@@ -82,6 +82,7 @@ class Serving:
                 role=worker.config.role,
                 address=endpoints.address,
                 metrics_port=endpoints.metrics_port,
+                max_context_tokens=worker.engine.info.max_context_tokens,
             )
             failing = asyncio.create_task(crew.failure(), name="failing")
             try:

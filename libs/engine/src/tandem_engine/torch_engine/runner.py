@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from tandem_common.logs import get_logger
 from tandem_common.model_source import model_revision
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from tandem_engine.torch_engine.step_inputs import StepInputs, make_step_inputs
 from tandem_engine.torch_engine.weights import Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+_log = get_logger("torch-engine")
 
 
 class TorchRunner:
@@ -180,7 +184,12 @@ def _max_context_tokens(config: EngineConfig, model_config: ModelConfig, num_blo
             f"{model_config.max_context_tokens}; lower it"
         )
     wanted = config.max_context_tokens or model_config.max_context_tokens
-    return min(wanted, num_blocks * config.block_size)
+    room = num_blocks * config.block_size
+    if room < wanted:
+        _log.warning(
+            "the KV cache is smaller than the context: raise kv_cache_mib", context=wanted, served=room
+        )
+    return min(wanted, room)
 
 
 def _layout_digest(dtype: str, shape: Sequence[int], revision: str) -> bytes:
