@@ -131,8 +131,8 @@ def short_context_line(model: ServedModel, processes: Mapping[str, ProcessState]
     if served >= model.context_tokens:
         return None
     return (
-        f"Prompt and answer together can have {served:,} tokens, of the {model.context_tokens:,} that the model was made for: "
-        "a larger --kv-cache-mib makes room for more."
+        f"Prompt and answer together can have {served:,} tokens, of the {model.context_tokens:,} that the model "
+        "was made for: a larger --kv-cache-mib makes room for more."
     )
 
 
