@@ -54,8 +54,12 @@ $(BIN)/python:
 		{ rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 $(VENV)/.serve: $(MANIFESTS) | $(BIN)/python
-	@echo "Setting up $(VENV) (the first time takes a minute or two) ..."
+	@echo "Setting up $(VENV); the first time takes a minute or two."
+	@echo "  1/3 build tools ..."
 	@$(PIP) setuptools
+	@echo "  2/3 torch, the largest part ..."
+	@$(PIP) torch
+	@echo "  3/3 Tandem and what else it needs ..."
 	@$(PIP) --no-build-isolation $(EDITABLE)
 	@touch $@
 
