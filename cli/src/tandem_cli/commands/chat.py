@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from tandem_client import Client, GenerationOptions, Model, NotFound, TandemError, Unavailable
+from tandem_client import AnswerStream, Client, GenerationOptions, Model, NotFound, TandemError, Unavailable
 from tandem_common.config import ConfigError
 
 from tandem_cli.chat_session import ChatSession, printable
@@ -123,26 +128,41 @@ def _print_answer(session: ChatSession, text: str) -> None:
     first_s: float | None = None
     num_tokens = 0
     pieces: list[str] = []
-    interrupted = False
-    with session.ask(text) as stream:
-        try:
-            for delta in stream:
-                first_s = first_s if first_s is not None else time.monotonic() - started_s
-                num_tokens += len(delta.token_ids)
-                pieces.append(delta.text)
-                sys.stdout.write(printable(delta.text))
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            interrupted = True
+    with session.ask(text) as stream, _closed_by_interrupt(stream) as interrupted:
+        for delta in stream:
+            first_s = first_s if first_s is not None else time.monotonic() - started_s
+            num_tokens += len(delta.token_ids)
+            pieces.append(delta.text)
+            sys.stdout.write(printable(delta.text))
+            sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
     session.answered("".join(pieces))
     notes = [describe_speed(num_tokens, first_s, time.monotonic() - started_s)]
-    if interrupted:
+    if interrupted.is_set():
         notes.append("stopped")
     if session.num_forgotten > num_forgotten:
         notes.append("the oldest turns no longer fit the context and were forgotten")
     Console(stderr=True).print("; ".join(notes), style="dim", highlight=False)
+
+
+@contextlib.contextmanager
+def _closed_by_interrupt(stream: AnswerStream) -> Iterator[threading.Event]:
+    """Ctrl-C closes the stream, and the event says so.
+
+    From a thread: an exception in the middle of gRPC's waiting can leave its locks such that nothing wakes it again.
+    """
+    interrupted = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        threading.Thread(target=stream.close, name="tandem-chat-stop").start()
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def describe_speed(num_tokens: int, first_s: float | None, total_s: float) -> str:
