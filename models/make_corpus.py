@@ -4,7 +4,7 @@ Each line is {"messages": [{"role": ..., "content": ...}, ...]} for a chat, or {
 The same seed and count give the same bytes on every machine.
 
     python -m models.make_corpus --count 20 --seed 1
-    python -m models.make_corpus --count 400000 --seed 1 --out /tmp/corpus.jsonl
+    python -m models.make_corpus --count 100000 --seed 1 --out /tmp/corpus.jsonl
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write(out: TextIO, *, seed: int, count: int) -> None:
 def main() -> None:
     """Parse the flags and write to a file or to standard output."""
     parser = argparse.ArgumentParser(description="Write the training text of the demonstration model.")
-    parser.add_argument("--count", type=int, default=400_000, help="number of documents")
+    parser.add_argument("--count", type=int, default=100_000, help="number of documents")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", help="file to write; standard output if absent")
     flags = parser.parse_args()

@@ -21,7 +21,7 @@ from models.tinytrain.tokenizer import END_OF_TEXT, IM_END, for_transformers, to
 
 VOCAB_SIZE = 4096
 CONTEXT_LENGTH = 4096
-TOKENS_PER_BATCH = 8192
+TOKENS_PER_BATCH = 4096
 TOKENIZER_DOCUMENTS = 30_000
 HELD_OUT_SEED_OFFSET = 1_000_000
 
@@ -35,10 +35,10 @@ def new_model(*, vocab_size: int, end_ids: list[int], pad_id: int) -> LlamaForCa
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         max_position_embeddings=CONTEXT_LENGTH,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -57,10 +57,13 @@ def main() -> None:
     """Parse the flags, train, save."""
     parser = argparse.ArgumentParser(description="Train the demonstration model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--documents", type=int, default=200_000, help="number of training documents")
-    parser.add_argument("--steps", type=int, default=2400, help=f"updates, each on {TOKENS_PER_BATCH} tokens")
+    parser.add_argument("--documents", type=int, default=100_000, help="number of training documents")
+    parser.add_argument("--steps", type=int, default=3000, help=f"updates, each on {TOKENS_PER_BATCH} tokens")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="stop earlier, well annealed, after this time"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     flags = parser.parse_args()
 
     torch.set_num_threads(flags.threads)
@@ -87,7 +90,7 @@ def main() -> None:
     ends = [token_id(tokenizer, IM_END), token_id(tokenizer, END_OF_TEXT)]
     model = new_model(vocab_size=tokenizer.get_vocab_size(), end_ids=ends, pad_id=ends[1])
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters", flush=True)
-    train(model, rows, held_out, Schedule(steps=flags.steps), flags.out)
+    train(model, rows, held_out, Schedule(steps=flags.steps, minutes=flags.minutes), flags.out)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def _document(rng: random.Random) -> Document:
         return Document(text=plain_facts(rng))
     if kind < 0.062:
         return Document(text="\n\n\n".join(stories.plain(rng) for _ in range(rng.randint(2, 6))))
-    if kind < 0.075:
+    if kind < 0.07:
         return _chat(rng, parts=rng.randint(8, 40))
     return _chat(rng, parts=rng.choice((1, 1, 1, 1, 1, 2, 2, 3)))
 

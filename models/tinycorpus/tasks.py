@@ -80,10 +80,11 @@ def listing(rng: random.Random) -> list[Turn]:
 
 
 def _some_words(rng: random.Random) -> str:
+    """Mostly a few words, sometimes many: long copies are what teaches copying fastest."""
+    count = rng.choice((1, 2, 2, 3, 3, 4, 5, 6, 8, 16, 30))
     pools = (v.ANIMALS, v.OBJECTS, v.COLOURS, v.FRUITS, v.FOODS, v.NAMES, v.CITIES)
     return " ".join(
-        v.invented_word(rng) if rng.random() < 0.35 else rng.choice(rng.choice(pools))
-        for _ in range(rng.randint(1, 6))
+        v.invented_word(rng) if rng.random() < 0.35 else rng.choice(rng.choice(pools)) for _ in range(count)
     )
 
 

@@ -16,19 +16,27 @@ from .packing import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long to train and how fast to learn; the rate rises, stays, then falls to zero in a line."""
+    """How long to train and how fast to learn; the rate rises, stays, then falls to zero in a line.
+
+    Training ends after `steps` or `minutes`, whichever comes first, and the rate is at zero then in both cases: a
+    busy machine gives a model that has seen less, not one that was cut off.
+    """
 
     steps: int
+    minutes: float
     matrix_rate: float = 0.02
     other_rate: float = 0.003
     warmup_steps: int = 60
     decay_share: float = 0.6
     weight_decay: float = 0.02
 
-    def factor(self, step: int) -> float:
-        """Share of the full rate at `step`, counted from 0."""
-        left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
-        return min(1.0, (step + 1) / self.warmup_steps, left)
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """Share of the training that is done after `step` steps and `elapsed_s` seconds; 1 or more is the end."""
+        return max(step / self.steps, elapsed_s / (60.0 * self.minutes))
+
+    def factor(self, step: int, progress: float) -> float:
+        """Share of the full rate at `step`, counted from 0, and `progress`."""
+        return max(0.0, min(1.0, (step + 1) / self.warmup_steps, (1.0 - progress) / self.decay_share))
 
 
 class Learner:
@@ -40,7 +48,6 @@ class Learner:
 
     def __init__(self, model: LlamaForCausalLM, schedule: Schedule) -> None:
         self._model = model
-        self._schedule = schedule
         matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         self._optimisers: tuple[torch.optim.Optimizer, ...] = (
@@ -64,12 +71,11 @@ class Learner:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self._loss(torch.from_numpy(batch.ids), torch.from_numpy(batch.weights))
 
-    def step(self, index: int, batch: Batch) -> float:
-        """One update at step `index`; returns the loss before it."""
+    def step(self, batch: Batch, factor: float) -> float:
+        """One update at `factor` times the full rate; returns the loss before it."""
         loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        factor = self._schedule.factor(index)
         for optimiser, rate in zip(self._optimisers, self._rates, strict=True):
             optimiser.param_groups[0]["lr"] = rate * factor
             optimiser.step()
@@ -102,22 +108,18 @@ def train(
     """
     learner = Learner(model, schedule)
     began = time.monotonic()
-    mean = 0.0
-    for index in range(schedule.steps):
-        loss = learner.step(index, batches[index % len(batches)])
-        mean = loss if index == 0 else 0.95 * mean + 0.05 * loss
-        if index % 50 == 49:
-            print(
-                f"step {index + 1}/{schedule.steps}  loss {mean:.4f}  {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
-        if index % 500 == 499 and index + 1 < schedule.steps:
-            print(f"held-out loss {evaluate(learner, held_out):.4f}", flush=True)
+    mean, step, progress = 0.0, 0, 0.0
+    while progress < 1.0:
+        loss = learner.step(batches[step % len(batches)], schedule.factor(step, progress))
+        step += 1
+        mean = loss if step == 1 else 0.95 * mean + 0.05 * loss
+        elapsed_s = time.monotonic() - began
+        progress = schedule.progress(step, elapsed_s)
+        if step % 50 == 0:
+            print(f"step {step}/{schedule.steps}  loss {mean:.4f}  {elapsed_s:.0f} s", flush=True)
+        if step % 500 == 0:
             save(model, folder)
     final = evaluate(learner, held_out)
-    print(
-        f"held-out loss {final:.4f} after {schedule.steps} steps, {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
+    print(f"held-out loss {final:.4f} after {step} steps, {time.monotonic() - began:.0f} s", flush=True)
     save(model, folder)
     return final

@@ -18,7 +18,7 @@ from .tokenizer import END_OF_TEXT, IM_END, IM_START, token_id
 ROW_LENGTHS = (256, 1024, 4096)
 # Share of documents that go to the longest rows whatever their length: teaches that a short chat may follow
 # thousands of unrelated tokens.
-LONG_SHARE = 0.02
+LONG_SHARE = 0.01
 # Rows that a document may still join, per length: with this many, little of a row is left empty.
 OPEN_ROWS = 48
 # What the user says is predicted too, but counts for little: it cannot be known in advance.
