@@ -31,7 +31,8 @@ class EngineConfig:
     max_waiting: int = setting(4096, "most requests that wait in the engine; more are refused", minimum=1)
     threads: int = setting(0, "threads for computing; 0: the library's default", minimum=0)
     poison_freed_blocks: bool = setting(
-        False, "fill freed blocks with garbage, so that reading one shows (tests)"
+        False,
+        "fill freed blocks with garbage, so that reading one shows, and check all counts in each step (tests)",
     )
     sim_prefill_base_ms: float = setting(0.0, "simulated: a step with prompt chunks takes this", minimum=0)
     sim_prefill_token_ms: float = setting(0.0, "simulated: plus this per prompt token", minimum=0)

@@ -106,7 +106,10 @@ class EngineCore:
         drawn = self._runner.execute(batch)
         cost = step_cost(batch, (time.perf_counter() - started) * 1e3)
         with self.lock:
-            return self.scheduler.postprocess(batch, drawn, cost)
+            output = self.scheduler.postprocess(batch, drawn, cost)
+            if self._poison:
+                self.scheduler.check_integrity()
+            return output
 
     def _report_commands(self, batch: Batch) -> None:
         """Failures and first tokens do not wait for the end of the step that is about to begin."""

@@ -43,6 +43,17 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.7, 2.0],
+    "long_factor": [1.0, 1.5, 2.0, 4.0, 6.0, 9.0],
+    "original_max_position_embeddings": 64,
+}
+# Tied embeddings that are scaled up would have the model repeat its last token for ever.
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 19, "tie_word_embeddings": False}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 24}
 # Name to (architecture, what differs from SHAPE).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -54,6 +65,46 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
+    # Caps low enough that they matter for scores and logits of this size.
+    "gemma2": (
+        "Gemma2",
+        GEMMA
+        | {
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 6.0,
+            "num_hidden_layers": 4,
+            "initializer_range": 0.4,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        GEMMA
+        | {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            },
+        },
+    ),
+    "phi3": ("Phi3", {"pad_token_id": 0}),
+    "phi3-window": ("Phi3", {"sliding_window": 23, "pad_token_id": 0}),
+    "phi4-mini": (
+        "Phi3",
+        {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        EXPERTS | {"num_experts": 6, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
+    "qwen3-moe-shares": ("Qwen3Moe", EXPERTS | {"num_experts": 6, "decoder_sparse_step": 2}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
 }
 
 
@@ -80,7 +131,7 @@ def save_tiny_model(path: Path, architecture: str, seed: int = 0, **overrides: A
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(**(SHAPE | overrides))
     config._attn_implementation = "eager"
-    reference = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    reference = getattr(transformers, f"{architecture.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             if parameter.ndim == 1:  # norms and biases, which start as ones and zeros

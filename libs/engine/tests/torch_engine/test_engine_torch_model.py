@@ -15,6 +15,13 @@ FAMILIES = [
     "qwen2",
     "qwen2-window",
     "qwen3",
+    "qwen3-moe",
+    "qwen3-moe-shares",
+    "mixtral",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-window",
 ]
 MAX_DIFFERENCE = 1e-4
 

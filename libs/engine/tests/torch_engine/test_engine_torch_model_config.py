@@ -90,6 +90,104 @@ def test_windows_are_those_of_the_family(architecture, fields, windows):
     assert parse_model_config(BASE | {"architectures": [architecture]} | fields).windows == windows
 
 
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 16, "num_hidden_layers": 8}
+LONGROPE = {"short_factor": [1] * 4, "long_factor": [2.5] * 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        ({"architectures": ["Gemma2ForCausalLM"], "sliding_window": 16}, (16, 0, 16, 0)),
+        (GEMMA3, (16, 16, 16, 16, 16, 0, 16, 16)),
+        (GEMMA3 | {"sliding_window_pattern": 3}, (16, 16, 0, 16, 16, 0, 16, 16)),
+        ({"architectures": ["Phi3ForCausalLM"]}, (0, 0, 0, 0)),
+        ({"architectures": ["Phi3ForCausalLM"], "sliding_window": 16}, (16, 16, 16, 16)),
+        (
+            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 2, "num_experts_per_tok": 1},
+            (0,) * 4,
+        ),
+    ],
+)
+def test_patterns_of_windows_are_those_of_the_family(fields, windows):
+    assert parse_model_config(BASE | fields).windows == windows
+
+
+def test_gemma_files_may_leave_out_what_the_family_implies():
+    gemma2 = parse_model_config(BASE | {"architectures": ["Gemma2ForCausalLM"]})
+    assert (gemma2.head_dim, gemma2.tied_embeddings, gemma2.activation) == (256, True, "gelu_pytorch_tanh")
+    assert (gemma2.attention_softcap, gemma2.logit_softcap, gemma2.query_scale) == (50.0, 30.0, 1.0)
+    assert gemma2.rope == gemma2.window_rope == RopeConfig(theta=10_000.0)
+    gemma3 = parse_model_config(BASE | GEMMA3)
+    assert (gemma3.attention_softcap, gemma3.logit_softcap) == (0.0, 0.0)
+    assert (gemma3.rope.theta, gemma3.window_rope.theta) == (1_000_000.0, 10_000.0)
+    # "hidden_act" of the first files was overridden by what the family has.
+    assert parse_model_config(BASE | GEMMA3 | {"hidden_act": "silu"}).activation == "gelu_pytorch_tanh"
+
+
+def test_a_null_softcap_is_none_and_an_absent_one_the_familys():
+    gemma2 = BASE | {"architectures": ["Gemma2ForCausalLM"]}
+    assert parse_model_config(gemma2 | {"attn_logit_softcapping": None}).attention_softcap == 0.0
+    assert parse_model_config(gemma2 | {"final_logit_softcapping": 5}).logit_softcap == 5.0
+
+
+@pytest.mark.parametrize("name", ["su", "yarn", "longrope"])
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+def test_every_spelling_of_longrope_means_the_same(name, kind):
+    rope = parse_model_config(
+        BASE
+        | {
+            "architectures": ["Phi3ForCausalLM"],
+            "original_max_position_embeddings": 128,
+            "rope_scaling": {kind: name, **LONGROPE},
+        }
+    ).rope
+    assert (rope.scaling, rope.short_factors, rope.long_factors) == ("longrope", (1.0,) * 4, (2.5,) * 4)
+    assert rope.attention_factor == pytest.approx((1 + 2 / 7) ** 0.5)  # the context grew by 2**2 from 2**7
+    assert [rope.is_long(length) for length in (128, 129)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [({}, {0, 1, 2, 3}), ({"decoder_sparse_step": 2}, {1, 3}), ({"mlp_only_layers": [0, 2]}, {1, 3})],
+)
+def test_layers_with_experts_are_those_of_transformers(fields, layers):
+    config = parse_model_config(
+        BASE | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 2} | fields
+    )
+    assert config.experts is not None
+    assert config.experts.layers == layers
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (GEMMA3 | {"sliding_window": None}, ["sliding_window"]),
+        (GEMMA3 | {"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
+        (GEMMA3 | {"query_pre_attn_scalar": 0}, ["query_pre_attn_scalar"]),
+        (GEMMA3 | {"final_logit_softcapping": -1.0}, ["final_logit_softcapping", "-1"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["full_attention", "llama", "vllm"]),
+        ({"rope_parameters": 3}, ["rope_parameters", "3"]),
+        (
+            {
+                "architectures": ["Phi3ForCausalLM"],
+                "rope_scaling": {"type": "su", **LONGROPE, "long_factor": [1]},
+            },
+            ["long_factor", "4 positive"],
+        ),
+        ({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.4}, ["0.4", "even"]),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 5},
+            ["num_experts_per_tok (5)", "(4)"],
+        ),
+        ({"architectures": ["MixtralForCausalLM"]}, ["num_local_experts"]),
+    ],
+)
+def test_what_makes_no_sense_in_a_family_is_refused_by_name(fields, words):
+    with pytest.raises(ModelError) as error:
+        parse_model_config(BASE | fields)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -1,11 +1,14 @@
 """Weights are read from one file or shards alike, and what is wrong with them is said with the fix."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tandem_engine.api import ModelError
+from tandem_engine.torch_engine.families import FAMILIES
 from tandem_engine.torch_engine.memory import available_bytes, check_memory
 from tandem_engine.torch_engine.weights import INDEX_FILE, SINGLE_FILE, Weights
 
@@ -81,6 +84,23 @@ def test_a_truncated_file_is_named(broken, load):
         assert "download it again" in message
 
 
+def test_a_pointer_of_git_lfs_is_called_by_its_name(broken, load):
+    (broken / SINGLE_FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n")
+    message = error_of(load, broken)
+    assert SINGLE_FILE in message
+    assert "git lfs pull" in message
+
+
+@pytest.mark.parametrize("architecture", ["DeepseekV3ForCausalLM", "Gemma3ForConditionalGeneration"])
+def test_an_unknown_architecture_is_told_what_is_known_and_what_else_there_is(broken, load, architecture):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    message = error_of(load, broken)
+    assert architecture in message
+    assert all(known in message for known in FAMILIES)
+    assert "sglang and vllm engines" in message
+
+
 def test_other_formats_than_safetensors_are_not_read(broken, load):
     (broken / SINGLE_FILE).rename(broken / "pytorch_model.bin")
     assert "only safetensors" in error_of(load, broken)
@@ -154,6 +174,37 @@ def test_too_little_memory_is_told_before_it_is_taken(tiny_model, load):
     with pytest.raises(ModelError, match=r"needs 30 MiB \(10 for weights, 20 .* 29 MiB are available"):
         check_memory(weight_bytes=10 << 20, kv_bytes=20 << 20, available=29 << 20, device="cpu")
     check_memory(weight_bytes=10 << 20, kv_bytes=20 << 20, available=30 << 20, device="cpu")
+
+
+def test_memory_that_the_system_does_not_give_is_a_model_error(broken):
+    with (
+        Weights(broken, dtype=torch.float32, device="cpu") as weights,
+        pytest.raises(
+            ModelError, match=r"not enough memory on cpu: model\.norm\.weight needs 1073741824 MiB"
+        ),
+    ):
+        weights.read("model.norm.weight", 1 << 48)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="only Linux counts this")
+def test_weights_are_mapped_and_held_once(tmp_path):
+    num_tensors, num_elements = 4, 4 << 20
+    save_file({f"t{i}": torch.randn(num_elements) for i in range(num_tensors)}, tmp_path / SINGLE_FILE)
+
+    def measured():
+        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        io = dict(line.split(":") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(status["RssAnon"].split()[0]) * 1024, int(io["rchar"])
+
+    with Weights(tmp_path, dtype=torch.float32, device="cpu") as weights:
+        memory, read = measured()
+        tensors, most = [], 0
+        for i in range(num_tensors):
+            tensors.append(weights.read(f"t{i}", num_elements))
+            most = max(most, measured()[0] - memory)
+        size = sum(tensor.nbytes for tensor in tensors)
+        assert most < 1.2 * size  # held twice, it would be 2
+        assert measured()[1] - read < size / 10  # what is mapped is not read by calls
 
 
 def test_a_model_directory_without_config_is_a_model_error(broken, load):

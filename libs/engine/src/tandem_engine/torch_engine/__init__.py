@@ -1,8 +1,8 @@
-"""The torch engine's model runner: Llama, Mistral, Qwen2 and Qwen3 on CPU and CUDA.
+"""The torch engine's model runner: the model families of `families`, on CPU and CUDA.
 
 A token's way through it: `runner` takes a Batch, `step_inputs` flattens it into tensors, `model` computes
 logits (`attention` over the paged pool of `kv_cache`, `linear` and `rope` inside), `logit_edits` and `sampler`
-turn them into tokens. `model_config` and `weights` read a Hugging Face model directory.
+turn them into tokens. `model_config`, `rope_config` and `weights` read a Hugging Face model directory.
 """
 
 import os

@@ -19,7 +19,7 @@ from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
 from tandem_engine.torch_engine.model import Transformer
 from tandem_engine.torch_engine.model_config import ModelConfig, load_model_config
-from tandem_engine.torch_engine.rope import RotaryTable
+from tandem_engine.torch_engine.rope import LayerRotations
 from tandem_engine.torch_engine.sampler import draw_tokens
 from tandem_engine.torch_engine.step_inputs import StepInputs, make_step_inputs
 from tandem_engine.torch_engine.weights import Weights
@@ -31,7 +31,7 @@ _log = get_logger("torch-engine")
 
 
 class TorchRunner:
-    """`Runner` of tandem_engine.batch for dense models in Hugging Face format, on CPU or CUDA.
+    """`Runner` of tandem_engine.batch for models in Hugging Face format, on CPU or CUDA.
 
     Call everything from one thread: torch keeps its number of threads per calling thread.
     """
@@ -62,13 +62,15 @@ class TorchRunner:
                 available=available_bytes(device),
                 device=device,
             )
-            rotary = RotaryTable(model_config.rope, model_config.head_dim, max_context_tokens, dtype, device)
-            self._model = Transformer(model_config, weights, rotary)
+            rotations = LayerRotations(model_config, max_context_tokens, dtype, device)
+            self._model = Transformer(model_config, weights, rotations)
         self._cache = KVCache(
             model_config, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype, device=device
         )
         self._windows = frozenset(model_config.windows)
         name = str(dtype).removeprefix("torch.")
+        # Keys that were turned by other angles mean something else.
+        revision = model_revision(path) + (" long" if rotations.is_long else "")
         return EngineInfo(
             name="torch",
             vocab_size=model_config.vocab_size,
@@ -80,7 +82,7 @@ class TorchRunner:
             dtype=name,
             block_shape=shape,
             block_bytes=self._cache.block_bytes,
-            layout_digest=_layout_digest(name, shape, model_revision(path)),
+            layout_digest=_layout_digest(name, shape, revision),
         )
 
     @torch.inference_mode()

@@ -24,6 +24,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # Of safetensors' names for dtypes, those that convert to the dtype we compute in without a scale of their own.
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+# How the small file begins that Git checks out where its LFS extension is not installed.
+_LFS_POINTER = b"version https://git-lfs"
 # Buffers that old checkpoints carry and that are computed from config.json.
 _COMPUTED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias")
 
@@ -66,7 +68,7 @@ class Weights:
 
     def stack(self, names: Sequence[str], rows: Sequence[int], *rest: int) -> Tensor:
         """Several tensors, each (its rows, *rest), one after another along the first dimension."""
-        stacked = torch.empty((sum(rows), *rest), dtype=self._dtype, device=self._device)
+        stacked = self._room((sum(rows), *rest), names[0])
         for name, part in zip(names, torch.split(stacked, list(rows)), strict=True):
             self._check(name, tuple(part.shape))
             part.copy_(self._file_of[name].get_tensor(name))
@@ -86,6 +88,16 @@ class Weights:
                 f"({named}); without them it would answer wrongly. Check that config.json belongs to these weights"
             )
 
+    def _room(self, shape: tuple[int, ...], name: str) -> Tensor:
+        try:
+            return torch.empty(shape, dtype=self._dtype, device=self._device)
+        except RuntimeError:  # torch's own for memory that the system does not give
+            needed = math.prod(shape) * self._dtype.itemsize >> 20
+            raise ModelError(
+                f"not enough memory on {self._device}: {name} needs {needed} MiB more. Choose dtype bfloat16, use a "
+                "smaller model or free memory"
+            ) from None
+
     def _open(self, path: Path, expected: set[str] | None) -> None:
         try:
             file = self._stack.enter_context(safe_open(path, framework="pt"))
@@ -93,7 +105,16 @@ class Weights:
             raise ModelError(
                 f"the model's weights file {path.name} is missing; download the model again or copy that file"
             ) from None
+        except PermissionError:
+            raise ModelError(
+                f"the model's weights file {path.name} may not be read; give this user the right to"
+            ) from None
         except (SafetensorError, OSError) as error:
+            if _is_lfs_pointer(path):
+                raise ModelError(
+                    f"the model's weights file {path.name} is a pointer of Git LFS, not the file itself; run "
+                    "git lfs pull, or download the model with the hub's own client"
+                ) from None
             raise ModelError(
                 f"the model's weights file {path.name} is incomplete or damaged ({error}); download it again"
             ) from None
@@ -125,6 +146,11 @@ class Weights:
                 f"the tensor {name} has shape {found}, but config.json asks for {shape}; check that config.json "
                 "belongs to these weights"
             )
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def _shards(path: Path) -> dict[str, set[str] | None]:
