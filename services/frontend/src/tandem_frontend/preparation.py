@@ -24,6 +24,8 @@ from tandem_frontend.options import Conversation, GenerationOptions, Prompt, Tex
 
 # Below this many characters or tokens a prompt takes about a millisecond.
 INLINE_SIZE = 2048
+# Hashing and checking what need not be tokenized again takes about as long below this many characters.
+INLINE_KNOWN_SIZE = 8192
 NUM_THREADS = 2
 MAX_WAITING = 256
 RETRY_AFTER_MS = 1000
@@ -65,14 +67,14 @@ class Preparation:
     ) -> PreparedRequest:
         """Check everything and tokenize; InvalidRequest, NotFound, Unavailable or Overloaded."""
         served = self._catalog.find(model)
-        if _size(prompt) <= INLINE_SIZE:
+        if self._is_quick(prompt):
             return self._prepare(served, prompt, options, caller)
         return await self._in_thread(lambda: self._prepare(served, prompt, options, caller))
 
     async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, as `prepare` would send them."""
         self._catalog.find(model)
-        if _size(prompt) <= INLINE_SIZE:
+        if self._is_quick(prompt):
             return self._encode(prompt)
         return await self._in_thread(lambda: self._encode(prompt))
 
@@ -88,6 +90,16 @@ class Preparation:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._num_waiting -= 1
+
+    def _is_quick(self, prompt: Prompt) -> bool:
+        size = _size(prompt)
+        if size <= INLINE_SIZE:
+            return True
+        return (
+            size <= INLINE_KNOWN_SIZE
+            and isinstance(prompt, Conversation)
+            and self._tokenizer.num_unknown(prompt.turns) <= INLINE_SIZE
+        )
 
     def _encode(self, prompt: Prompt) -> list[int]:
         match prompt:
