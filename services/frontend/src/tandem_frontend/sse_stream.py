@@ -49,7 +49,10 @@ class SseStream:
             return
         framed = b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event
         transport.write(framed)
-        reason = self._backlog.wrote(len(framed), transport.get_write_buffer_size(), time.monotonic())
+        num_buffered = transport.get_write_buffer_size()
+        if not num_buffered and self._backlog.empty:
+            return  # the socket took it at once, as nearly always
+        reason = self._backlog.wrote(len(framed), num_buffered, time.monotonic())
         if reason is not None:
             _log.warning(
                 "ending a stream whose client does not read", reason=reason, request_id=self._request_id
