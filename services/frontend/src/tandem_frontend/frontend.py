@@ -26,6 +26,7 @@ from tandem_frontend.http_server import HttpServer
 from tandem_frontend.inference_service import SERVICE_NAME, InferenceService
 from tandem_frontend.info_routes import InfoRoutes
 from tandem_frontend.loop_lag import measure_loop_lag
+from tandem_frontend.loop_pressure import LoopPressure, measure_loop_pressure
 from tandem_frontend.models import LocalModel, ModelCatalog
 from tandem_frontend.open_requests import OpenRequests
 from tandem_frontend.openai_api import HttpLimits, OpenAIApi
@@ -59,7 +60,8 @@ class Frontend:
         self._router_watcher = ServiceWatcher(client, self._keys, "router")
         self.catalog = ModelCatalog(self._watcher, local)
         self._router = RouterClient(self._router_addresses, self.catalog)
-        self._sessions = SessionPool(self.frontend_id)
+        self._pressure = LoopPressure()
+        self._sessions = SessionPool(self.frontend_id, self._pressure)
         self._open = OpenRequests()
         self._preparation = Preparation(self.catalog, config.secret_bytes())
         backend = Backend(
@@ -138,6 +140,7 @@ class Frontend:
             group.create_task(ServicePublisher(self._redis, self._keys, card).run())
             group.create_task(self._canary.run())
             group.create_task(measure_loop_lag(self._metrics.loop_lag_s))
+            group.create_task(measure_loop_pressure(self._pressure))
             group.create_task(self._keep_house())
 
     async def drain(self) -> None:
