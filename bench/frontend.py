@@ -25,9 +25,10 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from frontend_accounting import read_costs
-from frontend_client import ClientResult, ClientTask
+from frontend_client import ClientTask
 from frontend_dynamo import running_dynamo
 from frontend_prompts import PromptShape
+from frontend_runner import run_client
 from frontend_target import Target, running_tandem
 from machine import describe_machine
 from rich.console import Console
@@ -94,7 +95,7 @@ async def measure(
         )
         for index, share in enumerate(shares)
     ]
-    running = [asyncio.create_task(_run_client(task)) for task in tasks]
+    running = [asyncio.create_task(run_client(task)) for task in tasks]
     await asyncio.sleep(begin_s - time.monotonic())
     before = read_costs(target.pids)
     await asyncio.sleep(begin_s + seconds - time.monotonic())
@@ -121,17 +122,6 @@ async def measure(
         rss_mib={name: cost.rss_mib for name, cost in after.items()},
         client_us_per_token=1e6 * sum(r.cpu_s for r in results) / num_tokens,
     )
-
-
-async def _run_client(task: ClientTask) -> ClientResult:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(Path(__file__).with_name("frontend_client.py")),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate(json.dumps(asdict(task)).encode())
-    return ClientResult(**json.loads(out))
 
 
 def _percentile(ordered: Sequence[float], part: float) -> float:

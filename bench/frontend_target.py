@@ -24,6 +24,7 @@ class Target:
     port: int
     model: str
     pids: Mapping[str, int]
+    metrics_port: int = 0
 
 
 @asynccontextmanager
@@ -57,5 +58,6 @@ async def running_tandem(
             host=host,
             port=int(port),
             model=model.name,
+            metrics_port=int(stack.processes["frontend"].facts["metrics_port"]),
             pids={shown: stack.processes[name].pid for name, shown in _PROCESSES.items()},
         )

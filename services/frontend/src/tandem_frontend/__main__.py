@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from tandem_common.metrics import start_metrics_server
 from tandem_common.model_source import model_revision, resolve_model, served_name
@@ -16,9 +17,13 @@ from tandem_frontend.frontend_metrics import FrontendMetrics
 from tandem_frontend.models import LocalModel
 from tandem_frontend.tokenizer import ModelTokenizer
 
+# Threads that tokenize long prompts let the event loop go on after this long; Python's default is 5 ms.
+_SWITCH_INTERVAL_S = 0.0005
+
 
 async def serve(config: FrontendConfig, lifecycle: Lifecycle) -> None:
     """Serve until told to stop, then let open requests finish."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     path = await asyncio.to_thread(resolve_model, config.model)
     local = LocalModel(
         name=served_name(config.model),

@@ -17,6 +17,7 @@ from typing import TypeVar
 from tandem.v1 import generation_pb2, router_pb2
 from tandem_common.errors import Overloaded
 from tandem_common.generation import MAX_SEED, Generation, StoppingParams
+from tandem_common.generation_proto import generation_to_proto
 from tandem_common.hashing import block_hashes, namespace_root, pack_hashes, tenant_salt
 
 from tandem_frontend.models import ModelCatalog, ServedModel
@@ -47,6 +48,7 @@ class PreparedRequest:
     """Ready to be routed and generated."""
 
     generation: Generation
+    message: generation_pb2.Generation  # the same, made where it holds up nobody
     query: router_pb2.RouteQuery
     stop: tuple[str, ...]
     continues_text: bool  # the answer goes on after a raw prompt
@@ -152,6 +154,7 @@ class Preparation:
         )
         return PreparedRequest(
             generation=generation,
+            message=generation_to_proto(generation),
             query=query,
             stop=options.stop,
             continues_text=not isinstance(prompt, Conversation),
@@ -168,12 +171,11 @@ def for_choice(request: PreparedRequest, index: int, repetition: int) -> Prepare
     query = router_pb2.RouteQuery()
     query.CopyFrom(request.query)
     query.request_id = request_id
+    generation = dataclasses.replace(
+        generation, request_id=request_id, sampling=dataclasses.replace(generation.sampling, seed=seed)
+    )
     return dataclasses.replace(
-        request,
-        generation=dataclasses.replace(
-            generation, request_id=request_id, sampling=dataclasses.replace(generation.sampling, seed=seed)
-        ),
-        query=query,
+        request, generation=generation, message=generation_to_proto(generation), query=query
     )
 
 
