@@ -91,6 +91,7 @@ async def measure(seconds: float, num_prompts: int) -> None:
             counts = await asyncio.gather(
                 *(send_long_prompts(target, begin_s + seconds, seed) for seed in range(num_prompts))
             )
+            await asyncio.sleep(max(0.0, begin_s + seconds - time.monotonic()))
             after = read_lag(target.metrics_port)
             result = await client
     total = after[float("inf")] - before[float("inf")]

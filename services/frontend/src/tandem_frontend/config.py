@@ -38,6 +38,9 @@ class FrontendConfig(ServiceConfig):
     stream_buffer_age_s: float = setting(
         10.0, "a stream whose client leaves something unread for longer is ended", minimum=0.1
     )
+    stream_keepalive_s: float = setting(
+        10.0, "a stream that has nothing to say sends a comment about this often", minimum=0.05
+    )
     canary_interval_s: float = setting(10.0, "when idle, check the whole route this often", minimum=0.1)
     canary_timeout_s: float = setting(30.0, "how long a canary may take", minimum=0.1)
     drain_timeout_s: float = setting(30.0, "how long open streams may go on after SIGTERM", minimum=0)

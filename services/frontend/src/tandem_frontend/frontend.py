@@ -95,6 +95,7 @@ class Frontend:
                 body_timeout_s=config.body_timeout_s,
                 stream_buffer_bytes=config.stream_buffer_bytes,
                 stream_buffer_age_s=config.stream_buffer_age_s,
+                stream_keepalive_s=config.stream_keepalive_s,
             ),
         )
         info = InfoRoutes(self.health, self.catalog, metrics, int(datetime.now(UTC).timestamp()))
