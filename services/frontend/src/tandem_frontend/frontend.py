@@ -112,7 +112,7 @@ class Frontend:
         self._http = HttpServer(
             app, header_timeout_s=config.header_timeout_s, max_connections=config.max_connections
         )
-        self._rpc = RpcServer([SERVICE_NAME])
+        self._rpc = RpcServer([SERVICE_NAME], share_port=config.shares_ports)
         service = InferenceService(
             self._preparation, generator, self.catalog, api_keys, metrics, config.stream_buffer_age_s
         )
@@ -122,7 +122,9 @@ class Frontend:
 
     async def start(self) -> None:
         """Listen on both ports; ConfigError when one is taken."""
-        self.http_port = await self._http.start(self._config.host, self._config.http_port)
+        self.http_port = await self._http.start(
+            self._config.host, self._config.http_port, shared=self._config.shares_ports
+        )
         self.port = await self._rpc.start(self._config.host, self._config.port)
 
     async def run(self, metrics_port: int) -> None:
