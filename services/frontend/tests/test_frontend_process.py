@@ -7,11 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-ENVIRONMENT = {"PATH": os.environ["PATH"], "TANDEM_CLUSTER_SECRET": "0123456789abcdef"}
+import pytest
+import redis
+from tandem.v1 import cluster_pb2
+from tandem_common.keys import Keys
+
+KEPT = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+ENVIRONMENT = {**KEPT, "TANDEM_CLUSTER_SECRET": "0123456789abcdef"}
 
 
 def command(*flags: str) -> list[str]:
@@ -62,3 +69,51 @@ def test_it_imports_neither_torch_nor_transformers():
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_workers_share_the_ports_and_go_with_the_first_process(model_dir: Path, redis_url: str):
+    flags = ("--model", str(model_dir), "--http-port", "0", "--redis-url", redis_url, "--cluster", "siblings")
+    process = subprocess.Popen(
+        command(*flags, "--workers", "2"), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        client = redis.Redis.from_url(redis_url)
+        deadline = time.monotonic() + 10
+        while len(ids := client.smembers(Keys("siblings").services("frontend"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        cards = [
+            cluster_pb2.ServiceCard.FromString(
+                client.get(Keys("siblings").service("frontend", name.decode()))
+            )
+            for name in ids
+        ]
+        assert {card.http_address for card in cards} == {ready["http_address"]}
+        assert {card.address for card in cards} == {ready["address"]}
+        assert len({card.metrics_port for card in cards}) == 2
+        counts = [0, 0]
+        for _ in range(40):
+            with urllib.request.urlopen(f"http://{ready['http_address']}/live", timeout=5) as response:
+                assert response.status == 200
+        for index, card in enumerate(cards):
+            url = f"http://127.0.0.1:{card.metrics_port}/metrics"
+            with urllib.request.urlopen(url, timeout=5) as response:
+                lines = response.read().decode().splitlines()
+            counts[index] = sum(
+                int(float(line.split()[-1]))
+                for line in lines
+                if line.startswith("tandem_frontend_requests_total{")
+            )
+        assert sum(counts) == 40
+        assert all(counts), "the kernel shares connections out"
+        process.kill()
+        process.wait()
+        with pytest.raises(OSError, match="refused"):
+            while time.monotonic() < deadline + 10:
+                urllib.request.urlopen(f"http://{ready['http_address']}/live", timeout=5).close()
+                time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()

@@ -36,7 +36,6 @@ _OPTIONS = (
 )
 _SERVER_OPTIONS = (
     *_OPTIONS,
-    ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
 )
@@ -56,11 +55,14 @@ _CHANNEL_OPTIONS = (
 class RpcServer:
     """A grpc.aio server with our options, interceptors, health and reflection."""
 
-    def __init__(self, service_names: Sequence[str]) -> None:
-        """`service_names` are the full names of the services that will be registered on `server`."""
+    def __init__(self, service_names: Sequence[str], *, share_port: bool = False) -> None:
+        """`service_names` are the full names of the services that will be registered on `server`.
+
+        With `share_port` other processes that say so too may listen on the same port.
+        """
         self.server = grpc.aio.server(
             interceptors=[ErrorMappingInterceptor()],
-            options=_SERVER_OPTIONS,
+            options=(*_SERVER_OPTIONS, ("grpc.so_reuseport", int(share_port))),
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
         self._names = ("", *service_names)

@@ -63,6 +63,9 @@ class ChatFormat:
         self._envelope = envelope
         self._table = table
         self._head, self._tail = _frame(envelope, "chat.completion.chunk")
+        # Around a text, by choice: what most events consist of.
+        self._text_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._text_heads: dict[int, bytes] = {}
 
     def first_event(self, index: int) -> bytes:
         """The role."""
@@ -78,7 +81,10 @@ class ChatFormat:
             )
         if not delta.text:
             return b""
-        return self._chunk(index, b'{"content":%b}' % orjson.dumps(delta.text))
+        head = self._text_heads.get(index)
+        if head is None:
+            head = self._text_heads[index] = self._head + b'{"index":%d,"delta":{"content":' % index
+        return head + orjson.dumps(delta.text) + self._text_end
 
     def last_event(self, index: int, completion: Completion) -> bytes:
         """The reason."""

@@ -17,6 +17,11 @@ class Backlog:
         self._num_written = 0
         self._marks: deque[tuple[int, float]] = deque()  # (written up to here, when the first of it was)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was left unread when last asked: then writes that leave nothing need not be told."""
+        return not self._marks
+
     def wrote(self, num_bytes: int, num_buffered: int, now: float) -> str | None:
         """After a write of `num_bytes`: `num_buffered` of all bytes are still unsent. Why to give up, if so."""
         self._num_written += num_bytes
@@ -25,6 +30,8 @@ class Backlog:
         num_sent = self._num_written - num_buffered
         while self._marks and self._marks[0][0] <= num_sent:
             self._marks.popleft()
+        if num_buffered == 0:
+            return None
         if self._marks and now - self._marks[-1][1] < _RESOLUTION_S:
             self._marks[-1] = (self._num_written, self._marks[-1][1])
         else:

@@ -12,6 +12,12 @@ class FrontendConfig(ServiceConfig):
     """Tandem's frontend: OpenAI over HTTP, typed API over gRPC."""
 
     http_port: int = setting(8000, "HTTP port; 0: any free one", minimum=0, maximum=65535)
+    workers: int = setting(
+        1, "processes that share the ports: one event loop uses one core", minimum=1, maximum=256
+    )
+    joins: bool = setting(
+        False, "share the ports with the frontend that started this one, and stop when standard input ends"
+    )
     model: str = setting("", "directory or Hugging Face hub id of the model that is served")
     api_keys_file: str = setting(
         "",
@@ -38,6 +44,9 @@ class FrontendConfig(ServiceConfig):
     stream_buffer_age_s: float = setting(
         10.0, "a stream whose client leaves something unread for longer is ended", minimum=0.1
     )
+    stream_keepalive_s: float = setting(
+        10.0, "a stream that has nothing to say sends a comment about this often", minimum=0.05
+    )
     canary_interval_s: float = setting(10.0, "when idle, check the whole route this often", minimum=0.1)
     canary_timeout_s: float = setting(30.0, "how long a canary may take", minimum=0.1)
     drain_timeout_s: float = setting(30.0, "how long open streams may go on after SIGTERM", minimum=0)
@@ -45,5 +54,14 @@ class FrontendConfig(ServiceConfig):
     def __post_init__(self) -> None:
         """Check what one field cannot say."""
         super().__post_init__()
+        if self.joins and not (self.http_port and self.port):
+            raise ConfigError(
+                "joins needs the http_port and port of the frontend that it joins; leave it to --workers"
+            )
         if not self.model:
             raise ConfigError("model is not set: pass --model with a directory or a Hugging Face hub id")
+
+    @property
+    def shares_ports(self) -> bool:
+        """Whether other frontend processes listen on the same ports."""
+        return self.joins or self.workers > 1

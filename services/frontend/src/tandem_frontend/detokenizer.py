@@ -8,7 +8,7 @@ replacement characters when one of them is wrong; here only the wrong bytes are 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from tandem_frontend.token_bytes import TokenBytes
 
@@ -18,23 +18,31 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """Decodes one sequence. `continues_text`: it goes on after a prompt, so no leading space is stripped."""
 
-    __slots__ = ("_decode", "_size", "_strip", "_text")
+    __slots__ = ("_between_characters", "_decoder", "_size", "_strip", "_text", "_whole")
 
     def __init__(self, table: TokenBytes, *, continues_text: bool = False) -> None:
         self._text = table.text
         self._size = len(table.text)
-        self._decode = _Utf8Decoder("replace").decode
+        self._whole = table.whole
+        self._decoder = _Utf8Decoder("replace")
+        self._between_characters = True  # no byte is held back
         self._strip = table.strips_leading_space and not continues_text
 
-    def add(self, token_ids: Iterable[int]) -> str:
+    def add(self, token_ids: Sequence[int]) -> str:
         """Text that became certain with these tokens; may be empty."""
         table, size = self._text, self._size
-        text = self._decode(b"".join([table[i] for i in token_ids if i < size]))
+        if self._between_characters and len(token_ids) == 1 and token_ids[0] < size:
+            text = self._whole[token_ids[0]]  # nearly always
+        else:
+            text = None
+        if text is None:
+            text = self._decoder.decode(b"".join([table[i] for i in token_ids if i < size]))
+            self._between_characters = not self._decoder.getstate()[0]
         return self._without_leading_space(text) if self._strip and text else text
 
     def finish(self) -> str:
         """What was held back, with a replacement character for bytes that never became one."""
-        text = self._decode(b"", True)
+        text = self._decoder.decode(b"", True)
         return self._without_leading_space(text) if self._strip and text else text
 
     def _without_leading_space(self, text: str) -> str:

@@ -26,6 +26,7 @@ from tandem_frontend.http_server import HttpServer
 from tandem_frontend.inference_service import SERVICE_NAME, InferenceService
 from tandem_frontend.info_routes import InfoRoutes
 from tandem_frontend.loop_lag import measure_loop_lag
+from tandem_frontend.loop_pressure import LoopPressure, measure_loop_pressure
 from tandem_frontend.models import LocalModel, ModelCatalog
 from tandem_frontend.open_requests import OpenRequests
 from tandem_frontend.openai_api import HttpLimits, OpenAIApi
@@ -59,7 +60,8 @@ class Frontend:
         self._router_watcher = ServiceWatcher(client, self._keys, "router")
         self.catalog = ModelCatalog(self._watcher, local)
         self._router = RouterClient(self._router_addresses, self.catalog)
-        self._sessions = SessionPool(self.frontend_id)
+        self._pressure = LoopPressure()
+        self._sessions = SessionPool(self.frontend_id, self._pressure)
         self._open = OpenRequests()
         self._preparation = Preparation(self.catalog, config.secret_bytes())
         backend = Backend(
@@ -93,6 +95,7 @@ class Frontend:
                 body_timeout_s=config.body_timeout_s,
                 stream_buffer_bytes=config.stream_buffer_bytes,
                 stream_buffer_age_s=config.stream_buffer_age_s,
+                stream_keepalive_s=config.stream_keepalive_s,
             ),
         )
         info = InfoRoutes(self.health, self.catalog, metrics, int(datetime.now(UTC).timestamp()))
@@ -109,7 +112,7 @@ class Frontend:
         self._http = HttpServer(
             app, header_timeout_s=config.header_timeout_s, max_connections=config.max_connections
         )
-        self._rpc = RpcServer([SERVICE_NAME])
+        self._rpc = RpcServer([SERVICE_NAME], share_port=config.shares_ports)
         service = InferenceService(
             self._preparation, generator, self.catalog, api_keys, metrics, config.stream_buffer_age_s
         )
@@ -119,7 +122,9 @@ class Frontend:
 
     async def start(self) -> None:
         """Listen on both ports; ConfigError when one is taken."""
-        self.http_port = await self._http.start(self._config.host, self._config.http_port)
+        self.http_port = await self._http.start(
+            self._config.host, self._config.http_port, shared=self._config.shares_ports
+        )
         self.port = await self._rpc.start(self._config.host, self._config.port)
 
     async def run(self, metrics_port: int) -> None:
@@ -138,6 +143,7 @@ class Frontend:
             group.create_task(ServicePublisher(self._redis, self._keys, card).run())
             group.create_task(self._canary.run())
             group.create_task(measure_loop_lag(self._metrics.loop_lag_s))
+            group.create_task(measure_loop_pressure(self._pressure))
             group.create_task(self._keep_house())
 
     async def drain(self) -> None:

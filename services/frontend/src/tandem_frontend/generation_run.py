@@ -9,7 +9,6 @@ and position only.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from tandem.v1 import decode_pb2, generation_pb2
 from tandem_common.errors import DeadlineExceeded, InvalidRequest, TandemError, Unavailable
 from tandem_common.generation import FinishReason
-from tandem_common.generation_proto import generation_to_proto
 from tandem_common.logs import get_logger
 
 from tandem_frontend.histogram import StepHistogram
@@ -113,8 +111,11 @@ class GenerationRun:
     async def _attempt(self, route: Route, timeout: asyncio.Timeout) -> _AttemptEnd:
         """Submit to one worker and wait for the end there."""
         loop = asyncio.get_running_loop()
-        generation = self._request.generation
-        generation = dataclasses.replace(generation, token_ids=[*generation.token_ids, *self.token_ids])
+        message = self._request.message
+        if self.token_ids:
+            message = generation_pb2.Generation()
+            message.CopyFrom(self._request.message)
+            message.token_ids.extend(self.token_ids)
         deadline = timeout.when()
         remaining_s = deadline - loop.time() if deadline is not None else 0.0
         self.decode_worker_ids.append(route.decode.worker_id)
@@ -123,9 +124,7 @@ class GenerationRun:
             session = self._backend.sessions.get(route.decode)
             attempt.submitted(
                 session,
-                session.submit(
-                    generation_to_proto(generation), route.prefill, max(1, round(1000 * remaining_s)), attempt
-                ),
+                session.submit(message, route.prefill, max(1, round(1000 * remaining_s)), attempt),
             )
         except Unavailable as error:
             attempt.on_error(error, retryable=True)

@@ -133,12 +133,15 @@ class HttpServer:
         self._guards: set[ConnectionGuard] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen (port 0: any free one); returns the port. ConfigError when it is taken."""
+    async def start(self, host: str, port: int, *, shared: bool = False) -> int:
+        """Listen (port 0: any free one); returns the port. ConfigError when it is taken.
+
+        With `shared` other processes that say so too may listen on the same port.
+        """
         await self._runner.setup()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._guarded, host, port, backlog=1024
+                self._guarded, host, port, backlog=1024, reuse_port=shared or None
             )
         except OSError as error:
             await self._runner.cleanup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ class HttpLimits:
     body_timeout_s: float
     stream_buffer_bytes: int
     stream_buffer_age_s: float
+    stream_keepalive_s: float
 
 
 class OpenAIApi:
@@ -118,7 +120,11 @@ class OpenAIApi:
         choices: Sequence[PreparedRequest],
         format: AnswerFormat,  # noqa: A002
     ) -> web.StreamResponse:
-        """Send events as they come. What fails before the first one is still answered with a status of its own."""
+        """Send events as they come.
+
+        What fails before the first one is still answered with a status of its own, unless it takes so long that the
+        headers have gone out to keep the connection alive.
+        """
         backlog = Backlog(
             max_bytes=self._limits.stream_buffer_bytes, max_age_s=self._limits.stream_buffer_age_s
         )
@@ -131,7 +137,9 @@ class OpenAIApi:
         work = asyncio.create_task(self._generate(choices, sinks, ended))
         work.add_done_callback(lambda _: stream.began.set())
         try:
-            await stream.began.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.stream_keepalive_s):
+                    await stream.began.wait()
             if work.done():
                 work.result()  # raises what went wrong
             response = web.StreamResponse(headers=_STREAM_HEADERS)
@@ -141,7 +149,7 @@ class OpenAIApi:
             await response.prepare(request)
             if request.transport is None:
                 raise Cancelled("the client has gone")
-            stream.attach(request.transport, chunked=chunked)
+            stream.attach(request.transport, chunked=chunked, keepalive_s=self._limits.stream_keepalive_s)
             try:
                 completions = await work
             except TandemError as error:
@@ -150,9 +158,11 @@ class OpenAIApi:
                 if asked.include_usage:
                     stream.send(format.usage_event(_total(completions, asked.n)))
                 stream.send(DONE)
+            stream.close()
             await self._finish(request, response)
             return response
         finally:
+            stream.close()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 

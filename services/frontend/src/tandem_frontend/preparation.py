@@ -17,6 +17,7 @@ from typing import TypeVar
 from tandem.v1 import generation_pb2, router_pb2
 from tandem_common.errors import Overloaded
 from tandem_common.generation import MAX_SEED, Generation, StoppingParams
+from tandem_common.generation_proto import generation_to_proto
 from tandem_common.hashing import block_hashes, namespace_root, pack_hashes, tenant_salt
 
 from tandem_frontend.models import ModelCatalog, ServedModel
@@ -24,6 +25,8 @@ from tandem_frontend.options import Conversation, GenerationOptions, Prompt, Tex
 
 # Below this many characters or tokens a prompt takes about a millisecond.
 INLINE_SIZE = 2048
+# Hashing and checking what need not be tokenized again takes about as long below this many characters.
+INLINE_KNOWN_SIZE = 8192
 NUM_THREADS = 2
 MAX_WAITING = 256
 RETRY_AFTER_MS = 1000
@@ -45,6 +48,7 @@ class PreparedRequest:
     """Ready to be routed and generated."""
 
     generation: Generation
+    message: generation_pb2.Generation  # the same, made where it holds up nobody
     query: router_pb2.RouteQuery
     stop: tuple[str, ...]
     continues_text: bool  # the answer goes on after a raw prompt
@@ -65,14 +69,14 @@ class Preparation:
     ) -> PreparedRequest:
         """Check everything and tokenize; InvalidRequest, NotFound, Unavailable or Overloaded."""
         served = self._catalog.find(model)
-        if _size(prompt) <= INLINE_SIZE:
+        if self._is_quick(prompt):
             return self._prepare(served, prompt, options, caller)
         return await self._in_thread(lambda: self._prepare(served, prompt, options, caller))
 
     async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, as `prepare` would send them."""
         self._catalog.find(model)
-        if _size(prompt) <= INLINE_SIZE:
+        if self._is_quick(prompt):
             return self._encode(prompt)
         return await self._in_thread(lambda: self._encode(prompt))
 
@@ -88,6 +92,16 @@ class Preparation:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._num_waiting -= 1
+
+    def _is_quick(self, prompt: Prompt) -> bool:
+        size = _size(prompt)
+        if size <= INLINE_SIZE:
+            return True
+        return (
+            size <= INLINE_KNOWN_SIZE
+            and isinstance(prompt, Conversation)
+            and self._tokenizer.num_unknown(prompt.turns) <= INLINE_SIZE
+        )
 
     def _encode(self, prompt: Prompt) -> list[int]:
         match prompt:
@@ -140,6 +154,7 @@ class Preparation:
         )
         return PreparedRequest(
             generation=generation,
+            message=generation_to_proto(generation),
             query=query,
             stop=options.stop,
             continues_text=not isinstance(prompt, Conversation),
@@ -156,12 +171,11 @@ def for_choice(request: PreparedRequest, index: int, repetition: int) -> Prepare
     query = router_pb2.RouteQuery()
     query.CopyFrom(request.query)
     query.request_id = request_id
+    generation = dataclasses.replace(
+        generation, request_id=request_id, sampling=dataclasses.replace(generation.sampling, seed=seed)
+    )
     return dataclasses.replace(
-        request,
-        generation=dataclasses.replace(
-            generation, request_id=request_id, sampling=dataclasses.replace(generation.sampling, seed=seed)
-        ),
-        query=query,
+        request, generation=generation, message=generation_to_proto(generation), query=query
     )
 
 

@@ -51,6 +51,7 @@ class RouterClient:
         self._catalog = catalog
         self._clock = clock
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._routers: dict[str, router_pb2_grpc.RouterServiceAsyncStub] = {}
         self._cooling_until: dict[str, float] = {}
         self._router_turn = itertools.count()
         self._worker_turn = itertools.count()
@@ -75,14 +76,16 @@ class RouterClient:
     async def close(self) -> None:
         """Close all channels."""
         channels, self._channels = self._channels, {}
+        self._routers.clear()
         await asyncio.gather(*(channel.close() for channel in channels.values()))
 
     async def _ask(self, address: str, query: pb.RouteQuery) -> pb.RouteResponse:
-        channel = self._channels.get(address)
-        if channel is None:
+        router = self._routers.get(address)
+        if router is None:
             channel = self._channels[address] = open_channel(address)
+            router = self._routers[address] = router_pb2_grpc.RouterServiceStub(channel)
         try:
-            response: pb.RouteResponse = await router_pb2_grpc.RouterServiceStub(channel).Route(
+            response: pb.RouteResponse = await router.Route(
                 pb.RouteRequest(query=query),
                 timeout=ROUTE_DEADLINE_S,
                 metadata=outgoing_metadata(query.request_id),
@@ -108,7 +111,7 @@ class RouterClient:
         """Drop what belongs to routers that have left; their channels close when collected."""
         gone = self._channels.keys() - set(known)
         for address in gone:
-            del self._channels[address]
+            del self._channels[address], self._routers[address]
             self._cooling_until.pop(address, None)
 
     def _take_turns(self, model: str, excluded: Iterable[str]) -> Route:

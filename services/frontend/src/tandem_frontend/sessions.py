@@ -2,7 +2,8 @@
 
 The token path is synchronous: the reader of a session hands each row of a message straight to the sink of its
 request, which detokenizes and writes to the client's socket before the next row is looked at. No task is woken
-and nothing is queued in between.
+and nothing is queued in between. Only while the event loop is behind are messages gathered for a few milliseconds,
+so that the tokens of one request that came meanwhile cost one call, one event and one write.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ from tandem_common.errors import InternalError, TandemError, Unavailable, error_
 from tandem_common.logs import get_logger
 from tandem_common.rpc import open_channel
 
+from tandem_frontend.loop_pressure import LoopPressure
+from tandem_frontend.step_rows import merged, rows_of
+
 # Commands that a worker has not taken; more means that it does not read any more.
 MAX_COMMANDS = 8192
 _MAX_STREAM_ID = 2**32 - 1
+# How long messages are gathered while the event loop is behind, and how many at most.
+_GATHER_S = 0.01
+_MAX_GATHERED = 64
 
 _log = get_logger("sessions")
 
@@ -51,7 +58,10 @@ class StreamSink(Protocol):
 class Session:
     """Commands to, and tokens from, one incarnation of one decode worker."""
 
-    def __init__(self, worker: router_pb2.WorkerRef, frontend_id: str) -> None:
+    def __init__(self, worker: router_pb2.WorkerRef, frontend_id: str, pressure: LoopPressure) -> None:
+        self._pressure = pressure
+        self._gathered: list[pb.SessionResponse] = []
+        self._gathering: asyncio.TimerHandle | None = None
         self.worker_id = worker.worker_id
         self.epoch = worker.epoch
         self.broken = False
@@ -98,10 +108,11 @@ class Session:
         writer = asyncio.create_task(self._write(call))
         try:
             async for response in call:
-                self._dispatch(response)
+                self._receive(response)
         except grpc.aio.AioRpcError as error:
             reason = f"the session with the worker broke ({error.code().name})"
         finally:
+            self._hand_on()
             self._break(reason)
             writer.cancel()
             call.cancel()
@@ -127,29 +138,55 @@ class Session:
             _log.debug("writing to a session failed", worker_id=self.worker_id, error=type(error).__name__)
             call.cancel()
 
+    def _receive(self, response: pb.SessionResponse) -> None:
+        """Hand a message on, now or together with those of the next milliseconds."""
+        if not self._pressure.behind and not self._gathered:
+            self._dispatch(response)
+            return
+        self._gathered.append(response)
+        if len(self._gathered) >= _MAX_GATHERED:
+            self._hand_on()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._hand_on)
+
+    def _hand_on(self) -> None:
+        """Hand on what was gathered."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        gathered, self._gathered = self._gathered, []
+        for rows, event in merged(gathered):
+            for stream_id, row in rows.items():
+                self._on_tokens(stream_id, row.token_ids, row.logprobs)
+            if event is not None:
+                self._on_event(event)
+
     def _dispatch(self, response: pb.SessionResponse) -> None:
-        """Hand each row to its request. A defect in one request's sink ends that request only."""
-        streams = self._streams
-        token_ids: list[int] = response.token_ids[:]
-        counts = response.token_counts
+        """Hand each row, then each event, to its request."""
         logprobs = {entry.stream_id: entry.tokens for entry in response.logprobs}
-        start = 0
-        for row, stream_id in enumerate(response.stream_ids):
-            end = start + (counts[row] if counts else 1)
-            sink = streams.get(stream_id)
-            if sink is not None:
-                try:
-                    sink.on_tokens(token_ids[start:end], logprobs.get(stream_id, ()) if logprobs else ())
-                except Exception:  # noqa: BLE001 - one bad request never harms another
-                    self._fail(stream_id, sink)
-            start = end
+        for stream_id, token_ids in rows_of(response):
+            self._on_tokens(stream_id, token_ids, logprobs.get(stream_id, ()) if logprobs else ())
         for event in response.events:
-            sink = streams.get(event.stream_id)
-            if sink is not None:
-                try:
-                    self._apply(event, sink)
-                except Exception:  # noqa: BLE001 - as above
-                    self._fail(event.stream_id, sink)
+            self._on_event(event)
+
+    def _on_tokens(
+        self, stream_id: int, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs]
+    ) -> None:
+        """A defect in one request's sink ends that request only."""
+        sink = self._streams.get(stream_id)
+        if sink is not None:
+            try:
+                sink.on_tokens(token_ids, logprobs)
+            except Exception:  # noqa: BLE001 - one bad request never harms another
+                self._fail(stream_id, sink)
+
+    def _on_event(self, event: pb.StreamEvent) -> None:
+        sink = self._streams.get(event.stream_id)
+        if sink is not None:
+            try:
+                self._apply(event, sink)
+            except Exception:  # noqa: BLE001 - as above
+                self._fail(event.stream_id, sink)
 
     def _apply(self, event: pb.StreamEvent, sink: StreamSink) -> None:
         match event.WhichOneof("event"):
@@ -186,8 +223,9 @@ class Session:
 class SessionPool:
     """Sessions by worker, opened when first needed. Owns their tasks."""
 
-    def __init__(self, frontend_id: str) -> None:
+    def __init__(self, frontend_id: str, pressure: LoopPressure) -> None:
         self._frontend_id = frontend_id
+        self._pressure = pressure
         self._sessions: dict[str, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Sessions outlive the request that opens them and must not carry its id into logs and spans.
@@ -201,7 +239,7 @@ class SessionPool:
                 return session
             if session.epoch > worker.epoch:
                 raise Unavailable("the worker was restarted meanwhile")
-        session = Session(worker, self._frontend_id)
+        session = Session(worker, self._frontend_id, self._pressure)
         self._sessions[worker.worker_id] = session
         task = asyncio.create_task(session.run(), name=f"session {worker.worker_id}", context=self._context)
         self._tasks.add(task)

@@ -16,6 +16,9 @@ from tandem_frontend.answer_format import AnswerFormat
 from tandem_frontend.backlog import Backlog
 from tandem_frontend.text_stream import Delta
 
+# A comment, which readers of events skip.
+KEEPALIVE = b": keep-alive\n\n"
+
 _log = get_logger("streams")
 
 
@@ -30,10 +33,17 @@ class SseStream:
         self._transport: asyncio.WriteTransport | None = None
         self._chunked = False
         self.began = asyncio.Event()  # there is something to send
+        self._quiet = True  # since the last look
+        self._timer: asyncio.TimerHandle | None = None
 
-    def attach(self, transport: asyncio.WriteTransport, *, chunked: bool) -> None:
-        """The headers are out: send what was kept, and from now on everything at once."""
+    def attach(self, transport: asyncio.WriteTransport, *, chunked: bool, keepalive_s: float) -> None:
+        """The headers are out: send what was kept, and from now on everything at once.
+
+        When there is nothing to send for `keepalive_s` (at most twice that), a comment goes out, so that no proxy
+        takes the connection for dead.
+        """
         self._transport, self._chunked = transport, chunked
+        self._look(keepalive_s)
         kept, self._kept = b"".join(self._kept), []
         if kept:
             self.send(kept)
@@ -47,9 +57,13 @@ class SseStream:
             return
         if transport.is_closing():
             return
+        self._quiet = False
         framed = b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event
         transport.write(framed)
-        reason = self._backlog.wrote(len(framed), transport.get_write_buffer_size(), time.monotonic())
+        num_buffered = transport.get_write_buffer_size()
+        if not num_buffered and self._backlog.empty:
+            return  # the socket took it at once, as nearly always
+        reason = self._backlog.wrote(len(framed), num_buffered, time.monotonic())
         if reason is not None:
             _log.warning(
                 "ending a stream whose client does not read", reason=reason, request_id=self._request_id
@@ -57,6 +71,19 @@ class SseStream:
             self._on_slow_reader()
             # Its handler is cancelled by the loss of the connection, and that stops the worker.
             transport.abort()
+
+    def close(self) -> None:
+        """Nothing more is sent from here. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, keepalive_s: float) -> None:
+        """Send a comment if nothing was sent since the last look."""
+        if self._timer is not None and self._quiet:
+            self.send(KEEPALIVE)
+        self._quiet = True
+        self._timer = asyncio.get_running_loop().call_later(keepalive_s, self._look, keepalive_s)
 
 
 class SseChoice:

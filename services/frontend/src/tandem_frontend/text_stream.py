@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tandem.v1 import generation_pb2 as pb
 
@@ -12,8 +11,7 @@ from tandem_frontend.detokenizer import Detokenizer
 from tandem_frontend.stops import StopMatcher
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """A piece of an answer; the text may lag behind the tokens while a character or stop string is incomplete."""
 
     text: str

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tandem_common.config import ConfigError
@@ -33,6 +33,12 @@ class TokenBytes:
     shown: Sequence[bytes]
     # Whether a sequence that starts a text loses one leading space.
     strips_leading_space: bool
+    # `text` as text; None for a token that is not text by itself.
+    whole: Sequence[str | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Decode each token once, so that the token path need not."""
+        object.__setattr__(self, "whole", [_whole(spelled) for spelled in self.text])
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> TokenBytes:
@@ -80,6 +86,13 @@ class TokenBytes:
                     f"this model's tokenizer decodes token {token_id} in a way that Tandem does not know; "
                     "byte-level and SentencePiece tokenizers are supported"
                 )
+
+
+def _whole(spelled: bytes) -> str | None:
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _flat(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from tandem_frontend.chat_template import ChatTemplate, ChatTurn
 from tandem_frontend.token_bytes import TokenBytes
+from tandem_frontend.token_cache import TokenCache, cuts_between_words
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _PRIVATE_USE = range(0xF0000, 0xFFFFD)
@@ -54,6 +55,7 @@ class ModelTokenizer:
         self._plain = Tokenizer.from_str(
             json.dumps(_without_prefix_space(self._spec) | {"added_tokens": [], "post_processor": None})
         )
+        self._cache = TokenCache(self._encode) if cuts_between_words(self._tokenizer, self._spec) else None
         special_tokens = {name: _content(settings.get(name)) for name in _SPECIAL_NAMES if settings.get(name)}
         self.end_token_ids = frozenset(self._end_token_ids(path, special_tokens))
         source = _template_source(path, settings)
@@ -72,11 +74,19 @@ class ModelTokenizer:
                 param="messages",
             )
         if self._control is None or not any(self._control.search(turn.content) for turn in turns):
-            ids: list[int] = self._tokenizer.encode(
-                self._template.render(turns), add_special_tokens=False
-            ).ids
-            return ids
+            rendered = self._template.render(turns)
+            return self._cache.encode(rendered) if self._cache is not None else self._encode(rendered)
         return self._encode_marked(turns, self._control)
+
+    def num_unknown(self, turns: Sequence[ChatTurn]) -> int:
+        """About how many characters `encode_chat` would have to encode now: those that are not remembered."""
+        if self._cache is None or self._template is None:
+            return sum(len(turn.content) for turn in turns)
+        return self._cache.num_unknown(self._template.render(turns))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _encode_marked(self, turns: Sequence[ChatTurn], control: re.Pattern[str]) -> list[int]:
         """Encode a conversation in which messages spell control tokens.

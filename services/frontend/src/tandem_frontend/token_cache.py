@@ -1,0 +1,116 @@
+"""Token ids of pieces of text that came before: much of a prompt is a document or a conversation again.
+
+A text is cut between two words at places that depend on its beginning only, so that texts that begin alike have their
+first pieces in common. The cuts are where a byte-level tokenizer's pre-tokenizer cuts anyway, so the pieces' tokens one
+after another are the whole text's tokens: see `cuts_between_words`.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+from tokenizers import Tokenizer
+
+# Characters per piece, at least: what a changed character costs anew, against look-ups.
+PIECE_SIZE = 512
+MAX_CHARACTERS = 8 << 20
+
+# A space between ASCII letters: no Unicode normalization joins it to its neighbours.
+_CUT = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
+_PROBES = tuple(
+    f"{before}{left} {right}{after}"
+    for before in ("", "a", "0", ".", " ", "\n", "é", "日", "x'")
+    for left in ("a", "Z", "the", "don't")
+    for right in ("b", "Y", "it", "s", "ll")
+    for after in ("", "c", "1", "!", " ", "\n", "ß", "語", "'t")
+)
+
+
+class TokenCache:
+    """Encodes texts piece by piece and remembers the pieces used last. Thread-safe if `encode` is."""
+
+    def __init__(self, encode: Callable[[str], Sequence[int]], max_characters: int = MAX_CHARACTERS) -> None:
+        self._encode = encode
+        self._max_characters = max_characters
+        self._num_characters = 0
+        self._pieces: OrderedDict[str, array[int]] = OrderedDict()
+        self._lock = Lock()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the whole text."""
+        token_ids: list[int] = []
+        for piece in pieces_of(text):
+            token_ids += self._ids(piece) if len(piece) >= PIECE_SIZE else self._encode(piece)
+        return token_ids
+
+    def num_unknown(self, text: str) -> int:
+        """Characters of it that `encode` would have to encode now."""
+        with self._lock:
+            return sum(len(piece) for piece in pieces_of(text) if piece not in self._pieces)
+
+    def check_integrity(self) -> None:
+        """Assert that the size is the sum of the pieces and within its bound."""
+        assert self._num_characters == sum(map(len, self._pieces))
+        assert self._num_characters <= self._max_characters
+
+    def _ids(self, piece: str) -> Sequence[int]:
+        with self._lock:
+            if (known := self._pieces.get(piece)) is not None:
+                self._pieces.move_to_end(piece)
+                return known
+        # Without the lock: two threads may do the same work, none waits for another's.
+        token_ids = array("I", self._encode(piece))
+        with self._lock:
+            if piece not in self._pieces:
+                self._pieces[piece] = token_ids
+                self._num_characters += len(piece)
+                while self._num_characters > self._max_characters:
+                    oldest, _ = self._pieces.popitem(last=False)
+                    self._num_characters -= len(oldest)
+        return token_ids
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """The text cut at the first gap between words at or after every PIECE_SIZE characters; a gap begins a piece."""
+    start = 0
+    while cut := _CUT.search(text, start + PIECE_SIZE):
+        yield text[start : cut.start()]
+        start = cut.start()
+    if start < len(text):
+        yield text[start:]
+
+
+def cuts_between_words(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> bool:
+    """Whether this tokenizer (`spec`: its JSON) always cuts at a space between two ASCII letters.
+
+    It does when it matches one expression without looking back, as the byte-level tokenizers of Llama 3, Qwen and
+    Mistral do, and the expression cuts there whatever the surroundings, which is tried; and when no added token
+    reaches over a gap. Others are encoded whole.
+    """
+    if (spec["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        return False
+    steps = spec["pre_tokenizer"] or {"type": ""}
+    steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
+    splits = [step for step in steps if step["type"] != "ByteLevel"]
+    if len(steps) != 2 or len(splits) != 1 or splits[0]["type"] != "Split":
+        return False
+    expression = splits[0]["pattern"].get("Regex", "(?<")
+    if "(?<" in expression or splits[0]["behavior"] != "Isolated" or splits[0]["invert"]:
+        return False
+    if any(step.get("add_prefix_space") or step.get("use_regex") for step in steps):
+        return False
+    for token in spec["added_tokens"]:
+        if " " in token["content"] or token["lstrip"] or token["rstrip"] or token["single_word"]:
+            return False
+    return all(_cuts(tokenizer, probe) for probe in _PROBES)
+
+
+def _cuts(tokenizer: Tokenizer, probe: str) -> bool:
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(probe)
+    starts = {start for _, (start, _) in pieces}
+    return all(gap.start() in starts for gap in _CUT.finditer(probe))

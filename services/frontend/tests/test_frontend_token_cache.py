@@ -1,0 +1,103 @@
+"""Pieces of text: together they are the text, and their tokens are its tokens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tandem_frontend.chat_template import ChatTurn
+from tandem_frontend.token_cache import PIECE_SIZE, TokenCache, cuts_between_words, pieces_of
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+# Words, gaps of every kind, and what tokenizers treat in ways of their own.
+FRAGMENTS = [
+    "the",
+    " fox",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "don't",
+    "3",
+    "日本",
+    "é",
+    "e\u0301",
+    "🦊",
+    "!",
+    "<|im_",
+    " a",
+    "A b",
+]
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=900).map("".join)
+
+
+@given(texts)
+def test_pieces_together_are_the_text(text):
+    pieces = list(pieces_of(text))
+    assert "".join(pieces) == text
+    assert all(len(piece) >= PIECE_SIZE for piece in pieces[:-1])
+
+
+@given(texts, st.integers(0, 900))
+def test_texts_that_begin_alike_share_their_first_pieces(text, position):
+    other = text[:position] + "changed" + text[position:]
+    shared = [a for a, b in zip(pieces_of(text), pieces_of(other), strict=False) if a == b]
+    assert sum(map(len, shared)) >= position - 2 * PIECE_SIZE - 400
+
+
+@given(texts)
+def test_tokens_of_pieces_are_the_texts_tokens(local_model, text):
+    tokenizer = local_model.tokenizer
+    rendered = tokenizer._template.render([ChatTurn("user", text)])
+    cache = TokenCache(tokenizer._encode, max_characters=4 * PIECE_SIZE)
+    expected = tokenizer._tokenizer.encode(rendered, add_special_tokens=False).ids
+    assert cache.encode(rendered) == expected
+    assert cache.encode(rendered) == expected
+    cache.check_integrity()
+
+
+def test_what_was_encoded_before_is_not_encoded_again():
+    encoded = []
+
+    def encode(text):
+        encoded.append(text)
+        return [len(text)]
+
+    cache = TokenCache(encode)
+    prefix = "word " * 500
+    first = cache.encode(prefix + "one")
+    assert cache.num_unknown(prefix + "two") < 2 * PIECE_SIZE
+    encoded.clear()
+    assert len(cache.encode(prefix + "two")) == len(first)
+    assert sum(map(len, encoded)) < 2 * PIECE_SIZE
+
+
+def test_the_models_own_tokenizer_is_cached(local_model):
+    assert local_model.tokenizer._cache is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cuts"),
+    [
+        (r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+", True),
+        (r"\p{L}+ \p{L}+|.", False),  # tokens of two words
+        (r"(?<= )\p{L}+|.", False),  # looks back
+    ],
+)
+def test_only_tokenizers_that_cut_between_words_are_cached(pattern, cuts):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    assert cuts_between_words(tokenizer, json.loads(tokenizer.to_str())) is cuts
+
+
+def test_an_added_token_with_a_gap_forbids_cutting(local_model):
+    tokenizer = Tokenizer.from_str(local_model.tokenizer._tokenizer.to_str())
+    tokenizer.add_tokens(["New York"])
+    assert not cuts_between_words(tokenizer, json.loads(tokenizer.to_str()))
