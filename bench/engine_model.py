@@ -2,11 +2,10 @@
 
     .venv/bin/python bench/engine_model.py [--rounds 5] [--requests 40] [--rate 3]
 
-One torch engine on one thread serves rounds of Poisson arrivals. Before and after each round the worker's own online fits (the
-ones that it sends in its heartbeats) are taken; the simulator gets the same arrivals and
-lengths, these fits and the real scheduler, and says what the round should have taken. Fits from before a round are
-what a router has; fits from after it leave out how the machine's own speed changed meanwhile. The first round only
-teaches.
+One torch engine on one thread serves rounds of Poisson arrivals. Before and after each round the worker's own online
+fits (the ones that it sends in its heartbeats) are taken; the simulator gets the same arrivals and lengths, these fits
+and the real scheduler, and says what the round should have taken. Fits from before a round are what a router has; fits
+from after it leave out how the machine's own speed changed meanwhile. The first round only teaches.
 Writes bench/results/engine_model.json.
 """
 
