@@ -31,7 +31,7 @@ from tandem_sim.traffic import TrafficRequest, faster, mean_rate
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LOADS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
-CHUNKS = (512, 1024, 2048, 4096, 8192)
+CHUNKS = (512, 1024, 2048, 8192)
 SPLIT = (WorkerGroup(role="prefill", count=8), WorkerGroup(role="decode", count=8))
 HALF_SLOW = tuple(
     replace(group, count=group.count // 2, speed=speed) for group in SPLIT for speed in (1.0, 0.5)
@@ -68,7 +68,7 @@ def policies(
 def layouts(num_requests: int) -> Iterator[Summary]:
     """All ways to divide 2 and 4 workers of 4 GPUs, one node and two, over swept rates."""
     targets = Targets(ttft_s=2.0, tpot_s=0.040)
-    for num_workers, rates in ((2, (2.0, 4.0, 6.0, 8.0)), (4, (4.0, 8.0, 12.0, 16.0))):
+    for num_workers, rates in ((2, (8.0, 11.0, 14.0, 17.0)), (4, (16.0, 22.0, 28.0, 34.0))):
         splits = [
             (WorkerGroup(role="prefill", count=n), WorkerGroup(role="decode", count=num_workers - n))
             for n in range(1, num_workers)
@@ -111,11 +111,12 @@ def show(name: str, summaries: Sequence[Summary]) -> None:
     for line, text in zip(["workers", *layout], table(summaries).splitlines(), strict=True):
         print(f"{line:46} {text}")
     print("CPU seconds:", ", ".join(f"{summary['cpu_s']:g}" for summary in summaries))
-    for summary in summaries:
+    for line, summary in zip(layout, summaries, strict=True):
         for label, figures in summary["by_label"].items():
             itl, ttft = figures["itl_s"], figures["ttft_s"]
             print(
-                f"  {label}: TTFT p50 {1e3 * ttft['p50']:.0f} p99 {1e3 * ttft['p99']:.0f}, "
+                f"{line:46} {summary['rate']:6.2f}/s {label}: "
+                f"TTFT p50 {1e3 * ttft['p50']:.0f} p99 {1e3 * ttft['p99']:.0f}, "
                 f"ITL p50 {1e3 * itl['p50']:.2f} p99 {1e3 * itl['p99']:.2f} ms"
             )
     RESULTS.mkdir(exist_ok=True)
@@ -156,7 +157,7 @@ def main() -> None:
             # Three quarters of the capacity are left.
             show("slow", policies(requests, 0.75 * load, HALF_SLOW))
     if "layouts" in names:
-        show("layouts", list(layouts(1000)))
+        show("layouts", list(layouts(1500)))
     if "interference" in names:
         show("interference", list(interference(1500)))
     if "scale" in names:
