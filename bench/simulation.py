@@ -22,9 +22,13 @@ from pathlib import Path
 
 from machine import describe_machine
 from tandem_router.policies import POLICY_NAMES
+from tandem_sim.hardware import GPUS
+from tandem_sim.ideal_cache import shared_cache_hit_rate
+from tandem_sim.models import MODELS
 from tandem_sim.report import Run, Summary, summarise, table, to_json
 from tandem_sim.scenario import Scenario, Targets, WorkerGroup
 from tandem_sim.simulation import Simulation
+from tandem_sim.step_time import kv_tokens
 from tandem_sim.synthetic import CHAT_ONLY, MIXED, Kind, poisson
 from tandem_sim.traces import load_trace
 from tandem_sim.traffic import TrafficRequest, faster, mean_rate
@@ -111,6 +115,14 @@ def show(name: str, summaries: Sequence[Summary]) -> None:
     for line, text in zip(["workers", *layout], table(summaries).splitlines(), strict=True):
         print(f"{line:46} {text}")
     print("CPU seconds:", ", ".join(f"{summary['cpu_s']:g}" for summary in summaries))
+    print(
+        "Error of the router's predicted TTFT, p50 and p95:",
+        ", ".join(
+            f"{error['p50']:.0%} {error['p95']:.0%}"
+            for summary in summaries
+            if (error := summary["predicted_ttft_error"])["p50"] is not None
+        ),
+    )
     for line, summary in zip(layout, summaries, strict=True):
         for label, figures in summary["by_label"].items():
             itl, ttft = figures["itl_s"], figures["ttft_s"]
@@ -151,6 +163,13 @@ def main() -> None:
             swept = saturation(requests)
             show("saturation", swept)
             load = load or 0.8 * max(swept, key=lambda summary: float(summary["goodput"]))["load"]
+        worker_blocks = kv_tokens(GPUS["H100"], MODELS["llama-3-8b"]) // 512
+        for name, num_blocks in (
+            ("as large as 8 workers'", 8 * worker_blocks),
+            ("as large as 16 workers'", 16 * worker_blocks),
+            ("without bound", None),
+        ):
+            print(f"hits in one cache {name}: {shared_cache_hit_rate(requests, num_blocks):.1%}")
         if "policies" in names:
             show("policies", policies(requests, load, SPLIT))
         if "slow" in names:

@@ -69,6 +69,8 @@ def summarise(run: Run) -> Summary:
                 for label in labels
                 if label
             },
+            # Of the router's predictions: |predicted - seen| / seen.
+            "predicted_ttft_error": _percentiles(_prediction_errors(records)),
             "hit_rate": sum(record.num_cached_tokens for record in records) / max(1, prompt_tokens),
             "local_prefill_share": sum(record.local_prefill for record in records) / max(1, len(records)),
             "num_handoffs": measurement.num_handoffs,
@@ -160,6 +162,14 @@ def _latencies(records: Sequence[RequestRecord], gaps: LogHistogram) -> Summary:
 
 def _ttfts(records: Sequence[RequestRecord]) -> list[float]:
     return [record.ttft_s for record in records if record.ttft_s is not None]
+
+
+def _prediction_errors(records: Sequence[RequestRecord]) -> list[float]:
+    return [
+        abs(record.predicted_ttft_s - record.ttft_s) / record.ttft_s
+        for record in records
+        if record.num_attempts == 1 and record.predicted_ttft_s > 0 and record.ttft_s
+    ]
 
 
 def _percentiles(values: Sequence[float]) -> Summary:
