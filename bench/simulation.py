@@ -63,10 +63,10 @@ def saturation(requests: Sequence[TrafficRequest]) -> list[Summary]:
 
 
 def policies(
-    requests: Sequence[TrafficRequest], load: float, workers: tuple[WorkerGroup, ...]
+    names: Sequence[str], requests: Sequence[TrafficRequest], load: float, workers: tuple[WorkerGroup, ...]
 ) -> list[Summary]:
-    """Every policy at one load."""
-    return [run(mooncake(policy, workers), requests, load) for policy in POLICY_NAMES]
+    """Each policy at one load."""
+    return [run(mooncake(policy, workers), requests, load) for policy in names]
 
 
 def layouts(num_requests: int) -> Iterator[Summary]:
@@ -152,9 +152,10 @@ def main() -> None:
     parser.add_argument(
         "--load", type=float, default=0.0, help="for policies and slow; 0: 80 %% of saturation"
     )
+    parser.add_argument("--policies", default=",".join(POLICY_NAMES))
     arguments = parser.parse_args()
     names = arguments.only.split(",")
-    load = arguments.load
+    load, compared = arguments.load, arguments.policies.split(",")
     if {"saturation", "policies", "slow"} & set(names):
         if arguments.trace is None:
             parser.error("--trace is needed")
@@ -171,10 +172,10 @@ def main() -> None:
         ):
             print(f"hits in one cache {name}: {shared_cache_hit_rate(requests, num_blocks):.1%}")
         if "policies" in names:
-            show("policies", policies(requests, load, SPLIT))
+            show("policies", policies(compared, requests, load, SPLIT))
         if "slow" in names:
             # Three quarters of the capacity are left.
-            show("slow", policies(requests, 0.75 * load, HALF_SLOW))
+            show("slow", policies(compared, requests, 0.75 * load, HALF_SLOW))
     if "layouts" in names:
         show("layouts", list(layouts(1500)))
     if "interference" in names:
