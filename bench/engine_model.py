@@ -1,22 +1,22 @@
 """The simulator's engine model against the real torch engine: predicted and measured TTFT and TPOT.
 
-    .venv/bin/python bench/engine_model.py [--rounds 5] [--requests 40] [--rate 3]
+    .venv/bin/python bench/engine_model.py [--rounds 5] [--requests 40] [--rate 4] [--clock cpu]
 
-One torch engine on one thread serves rounds of Poisson arrivals. Before and after each round the worker's own online
-fits (the ones that it sends in its heartbeats) are taken; the simulator gets the same arrivals and lengths, these fits
-and the real scheduler, and says what the round should have taken. Fits from before a round are what a router has; fits
-from after it leave out how the machine's own speed changed meanwhile. The first round only teaches.
+The torch engine's scheduler and runner on one thread serve rounds of Poisson arrivals. Before and after each round the
+worker's own online fits (the ones that it sends in its heartbeats) are taken; the simulator gets the same arrivals and
+lengths, these fits and the real scheduler, and says what the round should have taken. Fits from before a round are what
+a router has; fits from after it leave out how the machine's own speed changed meanwhile. The first round only teaches.
 Writes bench/results/engine_model.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,11 @@ from statistics import median
 from machine import describe_machine
 from tandem_common.generation import Generation, SamplingParams, StoppingParams
 from tandem_common.speed import SpeedFitter
-from tandem_engine import Engine, EngineConfig, EngineInfo, create_engine
+from tandem_engine import EngineConfig, EngineInfo
+from tandem_engine.block_pool import BlockPool
+from tandem_engine.scheduler import Scheduler
+from tandem_engine.step_cost import step_cost
+from tandem_engine.torch_engine import TorchRunner
 from tandem_sim.scenario import Control, Scenario, WorkerGroup
 from tandem_sim.simulation import Simulation
 from tandem_sim.step_time import FittedStepTime
@@ -76,49 +80,60 @@ class Seen:
 
 
 class Measured:
-    """The real engine, with the fits that a worker would have made of it."""
+    """The real scheduler and torch runner in the engine's loop, with the fits that a worker would have made of it.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    Arrivals come at times of the given clock, which stands still while there is nothing to do. With the CPU time of
+    this thread, other processes of the machine do not count.
+    """
+
+    def __init__(self, config: EngineConfig, clock: Callable[[], float]) -> None:
+        self._runner = TorchRunner(config)
+        self._clock = clock
+        self.info = self._runner.load()
+        self._scheduler = Scheduler(self.info, BlockPool(self.info.num_blocks, self.info.block_size))
         self.fitter = SpeedFitter()
-        self.seen: dict[str, Seen] = {}
-        self._num_left = 0
-        self._done = asyncio.Event()
 
-    async def consume(self) -> None:
-        """Take what the engine makes known, for ever."""
-        async for output in self.engine.steps():
-            now_s = time.perf_counter()
-            for token in output.tokens:
-                self.seen[token.request_id].times_s += [now_s] * len(token.token_ids)
-                if token.finish_reason is not None:
-                    self._num_left -= 1
-            if output.cost is not None:
-                self.fitter.observe(**asdict(output.cost))
-            if self._num_left == 0:
-                self._done.set()
-
-    async def serve(self, requests: Sequence[TrafficRequest], seed: int) -> list[Seen]:
-        """Send the requests at their times and wait for all answers."""
+    def serve(self, requests: Sequence[TrafficRequest], seed: int) -> list[Seen]:
+        """Compute all requests, as soon as they have arrived."""
         draw = random.Random(seed)
-        vocab_size = self.engine.info.vocab_size
-        self.seen, self._num_left = {}, len(requests)
-        self._done.clear()
-        start_s = time.perf_counter()
-        for request in requests:
-            generation = Generation(
-                request_id=f"{seed}-{request.index}",
-                token_ids=[draw.randrange(4, vocab_size) for _ in range(request.num_prompt_tokens)],
-                num_prompt_tokens=request.num_prompt_tokens,
-                namespace=bytes(16),
-                stopping=StoppingParams(max_tokens=request.num_output_tokens),
-                sampling=SamplingParams(temperature=0.0),
-            )
-            await asyncio.sleep(max(0.0, start_s + request.time_s - time.perf_counter()))
-            self.seen[generation.request_id] = Seen(sent_s=time.perf_counter(), times_s=[])
-            self.engine.submit(generation)
-        await asyncio.wait_for(self._done.wait(), 300)
-        return list(self.seen.values())
+        seen: dict[str, Seen] = {}
+        waiting = deque(requests)
+        now_s, num_left = 0.0, len(requests)
+        while num_left:
+            started_s = self._clock()
+            while waiting and waiting[0].time_s <= now_s:
+                request = waiting.popleft()
+                generation = self._generation(request, seed, draw)
+                seen[generation.request_id] = Seen(sent_s=request.time_s, times_s=[])
+                self._scheduler.submit(generation)
+            batch = self._scheduler.schedule()
+            if not batch.sequences:
+                now_s = waiting[0].time_s
+                continue
+            executing_s = self._clock()
+            drawn = self._runner.execute(batch)
+            cost = step_cost(batch, 1e3 * (self._clock() - executing_s))
+            output = self._scheduler.postprocess(batch, drawn, cost)
+            self.fitter.observe(**asdict(cost))
+            now_s += self._clock() - started_s
+            for token in output.tokens:
+                seen[token.request_id].times_s.append(now_s)
+                num_left -= token.finish_reason is not None
+        return list(seen.values())
+
+    def close(self) -> None:
+        """Free the model."""
+        self._runner.close()
+
+    def _generation(self, request: TrafficRequest, seed: int, draw: random.Random) -> Generation:
+        return Generation(
+            request_id=f"{seed}-{request.index}",
+            token_ids=[draw.randrange(4, self.info.vocab_size) for _ in range(request.num_prompt_tokens)],
+            num_prompt_tokens=request.num_prompt_tokens,
+            namespace=bytes(16),
+            stopping=StoppingParams(max_tokens=request.num_output_tokens),
+            sampling=SamplingParams(temperature=0.0),
+        )
 
 
 def arrivals(num_requests: int, rate: float, seed: int) -> list[TrafficRequest]:
@@ -165,32 +180,28 @@ def predict(
     return [(record.ttft_s or 0.0, record.tpot_s or 0.0) for record in records]
 
 
-async def compare(num_rounds: int, num_requests: int, rate: float) -> list[Figures]:
+def compare(num_rounds: int, num_requests: int, rate: float, clock: Callable[[], float]) -> list[Figures]:
     """One figure for each round but the first."""
-    engine = create_engine(EngineConfig(model=str(ROOT / "models" / "tandem-tiny"), threads=1))
-    await engine.start()
-    measured = Measured(engine)
-    consumer = asyncio.create_task(measured.consume())
+    measured = Measured(EngineConfig(model=str(ROOT / "models" / "tandem-tiny"), threads=1), clock)
     figures = []
     try:
         for number in range(num_rounds + 1):
             # The first round is slow, so that there are steps with prompts only and steps with decodes only.
             requests = arrivals(num_requests, rate if number else rate / 4, seed=number)
-            predicted = predict(requests, measured.fitter, engine.info) if number else []
-            seen = await measured.serve(requests, seed=number)
-            if predicted:
-                after = predict(requests, measured.fitter, engine.info)
+            before = predict(requests, measured.fitter, measured.info) if number else []
+            seen = measured.serve(requests, seed=number)
+            if before:
+                after = predict(requests, measured.fitter, measured.info)
                 figures.append(
                     Figures(
                         measured_ttft_ms=1e3 * median(request.ttft_s for request in seen),
                         measured_tpot_ms=1e3 * median(request.tpot_s for request in seen),
-                        before=_prediction(seen, predicted),
+                        before=_prediction(seen, before),
                         after=_prediction(seen, after),
                     )
                 )
     finally:
-        consumer.cancel()
-        await engine.stop()
+        measured.close()
     return figures
 
 
@@ -211,11 +222,13 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--rate", type=float, default=2.0)
+    parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a shared machine")
     arguments = parser.parse_args()
     machine = describe_machine()
     print(machine)
-    rounds = asyncio.run(compare(arguments.rounds, arguments.requests, arguments.rate))
+    clock = time.thread_time if arguments.clock == "cpu" else time.perf_counter
+    rounds = compare(arguments.rounds, arguments.requests, arguments.rate, clock)
     for figures in rounds:
         print(f"measured TTFT {figures.measured_ttft_ms:.1f} TPOT {figures.measured_tpot_ms:.2f} ms")
         for name, predicted in (("before", figures.before), ("after", figures.after)):
@@ -225,7 +238,10 @@ def main() -> None:
             )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
-        json.dumps({"machine": machine, "rounds": [asdict(figures) for figures in rounds]}, indent=1),
+        json.dumps(
+            {"machine": machine, "clock": arguments.clock, "rounds": [asdict(figures) for figures in rounds]},
+            indent=1,
+        ),
         encoding="utf-8",
     )
 

@@ -35,7 +35,7 @@ from tandem_sim.traffic import TrafficRequest, faster, mean_rate
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LOADS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
-CHUNKS = (512, 1024, 2048, 8192)
+CHUNKS = (512, 1024, 2048, 4096, 8192)
 SPLIT = (WorkerGroup(role="prefill", count=8), WorkerGroup(role="decode", count=8))
 HALF_SLOW = tuple(
     replace(group, count=group.count // 2, speed=speed) for group in SPLIT for speed in (1.0, 0.5)
@@ -69,10 +69,11 @@ def policies(
     return [run(mooncake(policy, workers), requests, load) for policy in names]
 
 
-def layouts(num_requests: int) -> Iterator[Summary]:
+def layouts(num_requests: int, rates_per_worker: Sequence[float]) -> Iterator[Summary]:
     """All ways to divide 2 and 4 workers of 4 GPUs, one node and two, over swept rates."""
     targets = Targets(ttft_s=2.0, tpot_s=0.040)
-    for num_workers, rates in ((2, (8.0, 11.0, 14.0, 17.0)), (4, (16.0, 22.0, 28.0, 34.0))):
+    for num_workers in (2, 4):
+        rates = [num_workers * rate for rate in rates_per_worker]
         splits = [
             (WorkerGroup(role="prefill", count=n), WorkerGroup(role="decode", count=num_workers - n))
             for n in range(1, num_workers)
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument(
         "--load", type=float, default=0.0, help="for policies and slow; 0: 80 %% of saturation"
     )
+    parser.add_argument("--rates", default="1,2,3,4,6,8", help="of layouts, per worker")
     parser.add_argument("--policies", default=",".join(POLICY_NAMES))
     arguments = parser.parse_args()
     names = arguments.only.split(",")
@@ -177,7 +179,7 @@ def main() -> None:
             # Three quarters of the capacity are left.
             show("slow", policies(compared, requests, 0.75 * load, HALF_SLOW))
     if "layouts" in names:
-        show("layouts", list(layouts(1500)))
+        show("layouts", list(layouts(1000, [float(rate) for rate in arguments.rates.split(",")])))
     if "interference" in names:
         show("interference", list(interference(1500)))
     if "scale" in names:
