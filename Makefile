@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # In the order of their imports.
 PACKAGES := libs/proto libs/common libs/engine libs/worker libs/client \
-	services/prefill services/decode services/router services/planner services/frontend cli
+	services/prefill services/decode services/router services/planner services/frontend sim cli
 EDITABLE := $(foreach package,$(PACKAGES),--editable $(package)) --editable "libs/engine[torch]"
 SOURCES := $(foreach package,$(filter-out libs/proto,$(PACKAGES)),$(package)/src)
 MANIFESTS := constraints.txt $(foreach package,$(PACKAGES),$(package)/pyproject.toml)

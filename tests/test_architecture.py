@@ -22,7 +22,10 @@ ALLOWED = {
     "tandem_router": {"tandem_common"},
     "tandem_planner": {"tandem_common"},
     "tandem_frontend": {"tandem_common"},
-    "tandem_cli": {"tandem_common", "tandem_client"},
+    # Not a service: it drives the pure cores of services, so it may import several.
+    "tandem_sim": {"tandem_common", "tandem_engine", "tandem_router", "tandem_planner"},
+    # `tandem simulate` alone uses the simulator, when it is installed.
+    "tandem_cli": {"tandem_common", "tandem_client", "tandem_sim"},
 }
 TORCHLESS = ("tandem_frontend", "tandem_router", "tandem_planner", "tandem_client", "tandem_common")
 

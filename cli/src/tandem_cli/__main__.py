@@ -10,6 +10,7 @@ from tandem_common.config import ConfigError
 from tandem_cli.commands.chat import chat
 from tandem_cli.commands.doctor import doctor
 from tandem_cli.commands.explain import explain
+from tandem_cli.commands.simulate import simulate
 from tandem_cli.commands.top import top
 from tandem_cli.commands.up import up
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (up, chat, doctor, explain, top):
+for command in (up, chat, doctor, explain, top, simulate):
     app.command()(command)
 
 
