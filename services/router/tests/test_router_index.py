@@ -21,6 +21,17 @@ def index() -> BlockIndex:
     return BlockIndex()
 
 
+def test_packed_hashes_match_as_loose_ones_do(index: BlockIndex) -> None:
+    chain = [block(i) for i in range(200)]
+    index.load("a", 1, chain)
+    index.load("b", 1, chain[:130])
+    index.load("gap", 1, chain[:70] + chain[71:])
+    for length in (0, 1, 63, 64, 65, 130, 200):
+        asked = [*chain[:length], *BLOCKS[-1:]]
+        assert index.match_packed(b"".join(asked)) == index.match(asked)
+    assert index.match_packed(b"".join(chain)) == {"a": 200, "b": 130, "gap": 70}
+
+
 def test_a_worker_is_matched_as_far_as_it_holds_every_block_from_the_root(index: BlockIndex) -> None:
     index.load("a", 1, BLOCKS[:6])
     index.load("b", 1, BLOCKS[:2])

@@ -30,6 +30,11 @@ class Query:
     tie_break: int = 0
     turn: int = 0
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the request itself leaves workers out."""
+        return bool(self.excluded_worker_ids)
+
     def cached_at(self, worker: WorkerView) -> int:
         """Leading blocks that need not be computed on this worker: never the last token's."""
         cached = self.cached_blocks.get(worker.facts.worker_id, 0)
