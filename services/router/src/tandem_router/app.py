@@ -22,6 +22,7 @@ from tandem_router.feed import ClusterFeed
 from tandem_router.index import BlockIndex
 from tandem_router.kv_follower import KvFollower, Target
 from tandem_router.metrics import RouterMetrics
+from tandem_router.policies import Predictive
 from tandem_router.servicer import RouterServicer
 
 _SERVICE_NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
@@ -48,7 +49,14 @@ class RouterApp:
             empty_grace_s=config.registry_grace_s,
         )
         self._watcher = ClusterWatcher(self._redis, self._keys, config.poll_interval_s)
-        self._feed = ClusterFeed(self._watcher, self.cluster, self.index, metrics, config.poll_interval_s)
+        self._feed = ClusterFeed(
+            self._watcher,
+            self.cluster,
+            self.index,
+            metrics,
+            config.poll_interval_s,
+            observers=[policy.prepare] if isinstance(policy, Predictive) else [],
+        )
         self._follower = KvFollower(self._redis, self._keys, self.index, metrics, self._index_targets)
         self._servicer = RouterServicer(
             policy,

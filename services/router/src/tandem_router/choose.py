@@ -168,9 +168,7 @@ def _labels(worker: WorkerView) -> list[tuple[str, str]]:
     return [label for label in named if label[1]]
 
 
-def candidate_of(
-    query: Query, pricing: Pricing, prefill: WorkerView | None, decode: WorkerView
-) -> Candidate:
+def candidate_of(query: Query, pricing: Pricing, prefill: WorkerView | None, decode: WorkerView) -> Candidate:
     """One candidate with all its terms; without `prefill` the prompt is computed where it is decoded."""
     terms = pricing.prefill_side(prefill or decode, query)
     side = _PrefillSide(prefill or decode, terms, terms.queue + terms.prefill + terms.stall)

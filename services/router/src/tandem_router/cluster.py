@@ -27,6 +27,7 @@ class Cluster:
         self._emptied_at_s: float | None = None
         self._registered: Mapping[str, RegisteredWorker] = {}
         self._facts: dict[str, WorkerFacts] = {}
+        self._worker_views: dict[str, WorkerView] = {}  # as registered, with speeds of their own only
         self._view = ClusterView()
 
     @property
@@ -45,7 +46,7 @@ class Cluster:
         self.bookings.retain(registered)
         self.bookings.expire(now_s)
         facts: dict[str, WorkerFacts] = {}
-        workers = []
+        views: dict[str, WorkerView] = {}
         for worker_id, record in registered.items():
             known = self._registered.get(worker_id)
             unchanged = known is not None and known.card == record.card
@@ -55,9 +56,14 @@ class Cluster:
             facts[worker_id] = its_facts
             if record.beat is not None:
                 self.bookings.observe(worker_id, its_facts.epoch, record.beat.accepted_request_ids)
-            workers.append(_worker_view(its_facts, record.beat, self.bookings.total(worker_id)))
-        self._registered, self._facts = registered, facts
-        pools = ClusterView.of(workers).pools
+            booked = self.bookings.total(worker_id)
+            view = self._worker_views.get(worker_id)
+            same = unchanged and known is not None and known.beat == record.beat
+            if view is None or not same or view.load != load_from_beat(record.beat, booked):
+                view = _worker_view(its_facts, record.beat, booked)
+            views[worker_id] = view
+        self._registered, self._facts, self._worker_views = registered, facts, views
+        pools = ClusterView.of(views.values()).pools
         self._view = ClusterView(
             pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()}
         )

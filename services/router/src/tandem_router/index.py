@@ -19,7 +19,8 @@ from struct import Struct
 
 from tandem_common.hashing import HASH_BYTES
 
-_PORTION = Struct(64 * f"{HASH_BYTES}s")
+_PORTION = Struct(32 * f"{HASH_BYTES}s")
+_PROBES = slice(7, None, 8)
 
 
 @dataclass(slots=True)
@@ -69,8 +70,8 @@ class BlockIndex:
         last: int | None = None
         joined = bit
         for block_hash in stored:
-            mask = masks.get(block_hash)
-            if mask is None:
+            mask = masks.get(block_hash, 0)
+            if not mask:
                 num_blocks += 1
                 masks[block_hash] = bit
             elif not mask & bit:
@@ -121,18 +122,24 @@ class BlockIndex:
         return matched
 
     def match_packed(self, packed: bytes) -> dict[str, int]:
-        """`match` of hashes one after another; ones beyond the first that nobody holds are not even taken apart."""
+        """`match` of hashes one after another, with an eighth of the look-ups, which miss the processor's caches.
+
+        Of 32 blocks four are looked at; only where their holders are not those of the blocks before, all of them are.
+        Who holds a block holds what is before it too, unless it dropped blocks out of the middle: a hole between two
+        probes is overlooked, so never less is reported than `match` does, and the same for workers without holes.
+        """
         masks = self._masks
         holders = self._live
         matched: dict[str, int] = {}
         num_blocks = 0
         last: int | None = None  # blocks of one chain share their mask object
         for hashes in _portions(packed):
-            found = list(map(masks.get, hashes))
-            if last is not None and found.count(last) == len(found):
-                num_blocks += len(found)
-                continue
-            for mask in found:
+            if last is not None:
+                probed = list(map(masks.get, hashes[_PROBES]))
+                if probed and probed.count(last) == len(probed):
+                    num_blocks += len(hashes)
+                    continue
+            for mask in map(masks.get, hashes):
                 if mask is not last or mask is None:
                     still = holders & mask if mask else 0
                     if still != holders:
@@ -229,11 +236,12 @@ class BlockIndex:
         return self._slots[worker_id].bit if worker_id is not None else mask
 
 
-def _portions(packed: bytes) -> Iterator[Sequence[bytes]]:
-    """The hashes in portions."""
+def _portions(packed: bytes) -> Iterator[tuple[bytes, ...]]:
+    """The hashes by 32, the rest one by one."""
     whole = len(packed) - len(packed) % _PORTION.size
     yield from _PORTION.iter_unpack(memoryview(packed)[:whole])
-    yield [packed[i : i + HASH_BYTES] for i in range(whole, len(packed), HASH_BYTES)]
+    for start in range(whole, len(packed), HASH_BYTES):
+        yield (packed[start : start + HASH_BYTES],)
 
 
 def _bits(mask: int) -> list[int]:

@@ -18,7 +18,10 @@ from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import Query
 from tandem_router.table import DecodeRow, PoolTable, PrefillRow
 from tandem_router.topology import link_between
-from tandem_router.view import WorkerRole, WorkerView
+from tandem_router.view import WorkerView
+
+# Above, a heap of the few that are wanted is quicker.
+_SORTED_AT_ONCE = 128
 
 
 class Found(NamedTuple):
@@ -49,17 +52,17 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
     num_candidates = 1
 
     if prefill_costs:
-        near = heapq.nsmallest(
-            max_per_side, _rotation(len(prefill_costs), query.tie_break), key=prefill_costs.__getitem__
-        )
+        near = _cheapest(max_per_side, _rotation(len(prefill_costs), query.tie_break), prefill_costs)
+        shipping = _Shipping(query, works, table)
         least = prefill_costs[near[0]]
         floors = _floors(query, table, decode_costs, longest, most_steps)
         nearest: dict[int, int] = {}  # cheapest position by the place's own tuple
-        for d in heapq.nsmallest(max_per_side, order, key=floors.__getitem__):
+        for d in _cheapest(max_per_side, order, floors):
             floor = floors[d]
             if floor + least >= best:
                 break
             decode = table.decode[d]
+            num_bytes = shipping.num_bytes(d)
             partners = near
             if len(prefill_costs) > max_per_side:
                 partners = near.copy()
@@ -72,7 +75,7 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
             for p in partners:
                 if floor + prefill_costs[p] >= best or table.prefill[p] is decode:
                     continue
-                cost = prefill_costs[p] + decode_costs[d] + _ship(query, works, table, prefill_costs, p, d)
+                cost = prefill_costs[p] + decode_costs[d] + shipping.price(p, decode, num_bytes)
                 num_candidates += 1
                 if cost < best:
                     best, found = cost, (p, d)
@@ -184,22 +187,42 @@ def _floors(
     return floors
 
 
-def _ship(
-    query: Query, works: _Works, table: PoolTable, prefill_costs: Sequence[float], p: int, d: int
-) -> float:
-    """As `pricing.ship`; no worker here speaks more than one format."""
-    source, decode = table.prefill[p], table.decode[d]
-    row = table.prefill_rows[p]
-    num_steps = works.of(row).num_steps
-    computing = prefill_costs[p] - row.queue
-    if source.facts.role is not WorkerRole.PREFILL:
-        speed = source.prefill_speed
-        assert speed is not None, "a table has no workers without speeds"
+class _Shipping:
+    """As `pricing.ship`, with what belongs to one side worked out once; no worker here speaks more than one format."""
+
+    def __init__(self, query: Query, works: _Works, table: PoolTable) -> None:
+        self._query = query
+        self._works = works
+        self._table = table
+        self._computing: dict[int, tuple[float, int]] = {}  # milliseconds and steps, by position
+
+    def num_bytes(self, d: int) -> int:
+        """What the decode worker lacks."""
+        decode = self._table.decode[d]
+        num_blocks = decode.facts.blocks_of(self._query.num_tokens) - self._query.cached_at(decode)
+        return num_blocks * self._table.block_bytes[d]
+
+    def price(self, p: int, decode: WorkerView, num_bytes: int) -> float:
+        """Of handing so many bytes over from the worker at position `p`."""
+        computing = self._computing.get(p)
+        if computing is None:
+            computing = self._computing[p] = self._compute(p)
+        return ship_ms(link_between(self._table.prefill[p], decode), num_bytes, *computing)
+
+    def _compute(self, p: int) -> tuple[float, int]:
+        row, source = self._table.prefill_rows[p], self._table.prefill[p]
+        num_steps = self._works.of(row).num_steps
+        stepping = num_steps * row.step_factor
         # Less the stall, which is a cost to others.
-        alone = computing - num_steps * row.step_factor
-        computing = num_steps * row.step_factor + alone / (1 + neighbours_of(source.facts, source.load))
-    num_blocks = decode.facts.blocks_of(query.num_tokens) - query.cached_at(decode)
-    return ship_ms(link_between(source, decode), num_blocks * table.block_bytes[d], computing, num_steps)
+        alone = self._works.price(row) - row.queue - stepping
+        return stepping + alone / (1 + neighbours_of(source.facts, source.load)), num_steps
+
+
+def _cheapest(count: int, order: list[int], costs: Sequence[float]) -> list[int]:
+    """The first of `order` by cost; equals stay in order."""
+    if len(order) <= _SORTED_AT_ONCE:
+        return sorted(order, key=costs.__getitem__)[:count]
+    return heapq.nsmallest(count, order, key=costs.__getitem__)
 
 
 def _rotation(length: int, by: int) -> list[int]:

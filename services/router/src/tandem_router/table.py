@@ -2,8 +2,8 @@
 
 Both sides of `cost` are linear in what a request brings along, so a worker is a row of factors. In the names of `cost`:
 
-    queue + prefill + stall         = queue + steps·step_factor + uncached·token_factor + context_products·context_factor
-    room + decode + neighbours      = new·(base + length·length_factor), while there is a place and room for the prompt
+    queue + prefill + stall    = queue + steps·step_factor + uncached·token_factor + context_products·context_factor
+    room + decode + neighbours = new·(base + length·length_factor), while there is a place and room for the prompt
 
 A booking makes a new view in which all workers but one or two are the same objects: their rows are taken over.
 """
@@ -62,11 +62,13 @@ class _Common:
     racks: frozenset[str]
     zones: frozenset[str]
     regions: frozenset[str]
-    places: dict[tuple[int, str], tuple[int, ...]]  # positions in `prefill_at` by place: (0 host, 1 rack, 2 zone; name)
+    places: dict[
+        tuple[int, str], tuple[int, ...]
+    ]  # positions in `prefill_at` by place: (0 host, 1 rack, 2 zone; name)
 
 
 class PoolTable:
-    """Rows of one pool whose workers are alike enough: one block size and handoff format, speeds known, none draining."""
+    """Rows of a pool whose workers are alike: one block size and handoff format, speeds known, none draining."""
 
     def __init__(self, pool: tuple[WorkerView, ...], rows: tuple[Row, ...], common: _Common) -> None:
         """Use `of`."""
@@ -85,11 +87,8 @@ class PoolTable:
     @classmethod
     def of(cls, pool: tuple[WorkerView, ...], before: Self | None) -> Self | None:
         """The table of a pool, from the one before if that helps; None when its workers are not alike."""
-        known = before.pool if before is not None else ()
-        same_facts = len(known) == len(pool) and all(
-            new.facts is old.facts for new, old in zip(pool, known, strict=True)
-        )
-        if before is None or not same_facts:
+        # Lists compare by identity first: the usual case takes microseconds.
+        if before is None or [worker.facts for worker in pool] != [worker.facts for worker in before.pool]:
             common = _common(pool)
             if common is None:
                 return None
@@ -98,7 +97,7 @@ class PoolTable:
             common = before._common  # noqa: SLF001
             rows = [
                 row if new is old else _row(new, common)
-                for new, old, row in zip(pool, known, before._rows, strict=True)  # noqa: SLF001
+                for new, old, row in zip(pool, before.pool, before._rows, strict=True)  # noqa: SLF001
             ]
         complete = [row for row in rows if row is not None]
         return cls(pool, tuple(complete), common) if len(complete) == len(pool) else None
@@ -139,7 +138,9 @@ def _common(pool: Sequence[WorkerView]) -> _Common | None:
     return _Common(
         prefill_at=prefill_at,
         decode_at=decode_at,
-        max_prompt=min(min(w.facts.max_context_tokens, w.facts.num_blocks * w.facts.block_size) for w in pool),
+        max_prompt=min(
+            min(w.facts.max_context_tokens, w.facts.num_blocks * w.facts.block_size) for w in pool
+        ),
         max_whole=min(short) if short else None,
         block_bytes=tuple(min(pool[i].facts.formats.values()) for i in decode_at),
         block_size=pool[0].facts.block_size,

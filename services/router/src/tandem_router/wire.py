@@ -8,7 +8,7 @@ from zlib import crc32
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import InvalidRequest
 from tandem_common.generation_proto import request_class_from_proto
-from tandem_common.hashing import unpack_hashes
+from tandem_common.hashing import HASH_BYTES
 
 from tandem_router.index import BlockIndex
 from tandem_router.query import Candidate, Decision, Query
@@ -40,15 +40,12 @@ def query_from_proto(message: pb.RouteQuery, index: BlockIndex, turn: int) -> Qu
             f"{len(message.excluded_worker_ids)} excluded workers; at most {MAX_EXCLUDED} are allowed",
             param="excluded_worker_ids",
         )
-    try:
-        hashes = unpack_hashes(message.block_hashes)
-    except ValueError:
+    num_hashes, rest = divmod(len(message.block_hashes), HASH_BYTES)
+    if rest:
+        raise InvalidRequest("block_hashes must be a whole number of 16-byte hashes", param="block_hashes")
+    if num_hashes > message.num_tokens:
         raise InvalidRequest(
-            "block_hashes must be a whole number of 16-byte hashes", param="block_hashes"
-        ) from None
-    if len(hashes) > message.num_tokens:
-        raise InvalidRequest(
-            f"{len(hashes)} block hashes for {message.num_tokens} tokens; send one per full block",
+            f"{num_hashes} block hashes for {message.num_tokens} tokens; send one per full block",
             param="block_hashes",
         )
     return Query(
@@ -56,7 +53,7 @@ def query_from_proto(message: pb.RouteQuery, index: BlockIndex, turn: int) -> Qu
         model=message.model,
         num_tokens=message.num_tokens,
         max_tokens=message.max_tokens,
-        cached_blocks=index.match(hashes),
+        cached_blocks=index.match_packed(message.block_hashes),
         excluded_worker_ids=frozenset(message.excluded_worker_ids),
         request_class=request_class_from_proto(message.request_class),
         tie_break=crc32(message.request_id.encode()),

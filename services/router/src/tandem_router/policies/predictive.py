@@ -28,7 +28,7 @@ class Predictive:
     def choose(self, query: Query, view: ClusterView, limits: Limits) -> Decision:
         """As `Policy.choose`."""
         if limits.prune and limits.max_listed == 1 and not query.is_restricted:
-            table = self._table(query, view)
+            table = self._table(query.model, view)
             if table is not None and table.fits(query.num_tokens, query.max_tokens):
                 found = find(query, table, self._pricing, limits.max_per_side)
                 candidate = candidate_of(query, self._pricing, found.prefill, found.decode)
@@ -53,13 +53,18 @@ class Predictive:
             else 0.0,
         )
 
-    def _table(self, query: Query, view: ClusterView) -> PoolTable | None:
-        pool = view.pools.get(query.model)
+    def prepare(self, view: ClusterView) -> None:
+        """Work out now what `choose` would work out with the first request that meets this view."""
+        for model in view.pools:
+            self._table(model, view)
+
+    def _table(self, model: str, view: ClusterView) -> PoolTable | None:
+        pool = view.pools.get(model)
         if not pool:
             return None
-        seen, table = self._tables.get(query.model, (None, None))
+        seen, table = self._tables.get(model, (None, None))
         if pool is not seen:
             table = PoolTable.of(pool, table)
-            self._tables = {model: known for model, known in self._tables.items() if model in view.pools}
-            self._tables[query.model] = (pool, table)
+            self._tables = {name: known for name, known in self._tables.items() if name in view.pools}
+            self._tables[model] = (pool, table)
         return table
