@@ -111,6 +111,10 @@ class Bookings:
                 changed.add(worker_id)
         return changed
 
+    def has(self, request_id: str) -> bool:
+        """Whether the request is booked anywhere."""
+        return any(request_id in worker.by_request for worker in self._workers.values())
+
     def retain(self, worker_ids: Mapping[str, object]) -> None:
         """Forget all workers but these."""
         for worker_id in [known for known in self._workers if known not in worker_ids]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.registry import RegisteredWorker
@@ -68,8 +68,8 @@ class Cluster:
             pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()}
         )
 
-    def book(self, query: Query, decision: Decision, now_s: float) -> None:
-        """Put the load of a decision on its workers. The one place where bookings are made."""
+    def book(self, query: Query, decision: Decision, now_s: float) -> list[Booking]:
+        """Put the load of a decision on its workers; what was booked, for other routers to know."""
         changed = self.bookings.withdraw(query.request_id) if query.excluded_worker_ids else set()
         bookings = [
             Booking(worker_id=worker.facts.worker_id, epoch=worker.facts.epoch, load=load, time_s=now_s)
@@ -77,11 +77,28 @@ class Cluster:
         ]
         self.bookings.add(query.request_id, bookings)
         changed.update(booking.worker_id for booking in bookings)
+        self._refresh_loads(query.model, changed)
+        return bookings
+
+    def book_shared(self, model: str, requests: Iterable[tuple[str, Sequence[Booking]]]) -> None:
+        """Put the load of other routers' decisions on the workers that are known, in their present incarnations.
+
+        A request that was routed anew is booked where it is now, and no longer where it was.
+        """
+        changed: set[str] = set()
+        for request_id, bookings in requests:
+            known = [b for b in bookings if (f := self._facts.get(b.worker_id)) and f.epoch == b.epoch]
+            changed |= self.bookings.withdraw(request_id) if self.bookings.has(request_id) else set()
+            self.bookings.add(request_id, known)
+            changed.update(booking.worker_id for booking in known)
+        self._refresh_loads(model, changed)
+
+    def _refresh_loads(self, model: str, worker_ids: Iterable[str]) -> None:
         loads = {
             worker_id: load_from_beat(self._registered[worker_id].beat, self.bookings.total(worker_id))
-            for worker_id in changed
+            for worker_id in worker_ids
         }
-        self._view = self._view.with_loads(query.model, loads)
+        self._view = self._view.with_loads(model, loads)
 
     def _bridged(
         self, registered: Mapping[str, RegisteredWorker], now_s: float

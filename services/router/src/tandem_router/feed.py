@@ -28,7 +28,7 @@ class ClusterFeed:
         observers: Sequence[Callable[[ClusterView], None]] = (),
     ) -> None:
         """`interval_s`: how often bookings age, gauges are set and `observers` called even when no worker changed."""
-        self._observers = observers
+        self._observers = list(observers)
         self._watcher = watcher
         self._cluster = cluster
         self._index = index
@@ -41,6 +41,10 @@ class ClusterFeed:
     def stale_ms(self) -> int:
         """Milliseconds since Redis last answered."""
         return self._watcher.stale_ms
+
+    def add_observer(self, observer: Callable[[ClusterView], None]) -> None:
+        """Call it with every update too, after those there are."""
+        self._observers.append(observer)
 
     async def run(self) -> None:
         """Feed until cancelled."""

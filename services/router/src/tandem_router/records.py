@@ -44,6 +44,7 @@ def facts_from_card(card: pb.WorkerCard) -> WorkerFacts | None:
             region=labels.get("region", ""),
         ),
         hardware=labels.get("hardware", ""),
+        labels=dict(labels),
     )
 
 

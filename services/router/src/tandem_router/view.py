@@ -58,6 +58,7 @@ class WorkerFacts:
     formats: Mapping[FormatKey, int] = field(default_factory=dict)  # bytes of one block
     place: Place = NOWHERE
     hardware: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def blocks_of(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
