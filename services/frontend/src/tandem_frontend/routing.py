@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,11 @@ from tandem_common.rpc import error_from_rpc, open_channel, outgoing_metadata
 
 from tandem_frontend.models import ModelCatalog
 
+# A router answers, or says with its initial metadata that the request waits for a worker, within the first; it
+# never holds a request for as long as the second.
 ROUTE_DEADLINE_S = 1.0
+ROUTE_WAIT_S = 120.0
+_MAX_OBSERVATIONS = 64
 # A router that did not answer in time is not asked for this long: one frozen router must not cost every request
 # the whole deadline. (One that is gone refuses at once and costs nothing.)
 COOLING_S = 3.0
@@ -32,6 +37,7 @@ class Route:
 
     decode: pb.WorkerRef
     prefill: pb.WorkerRef | None = None
+    predicted_ttft_ms: float = 0.0
 
 
 class RouterClient:
@@ -55,6 +61,7 @@ class RouterClient:
         self._router_turn = itertools.count()
         self._worker_turn = itertools.count()
         self._routerless = False
+        self._observations: deque[pb.TtftObservation] = deque(maxlen=_MAX_OBSERVATIONS)
 
     async def route(self, query: pb.RouteQuery) -> Route:
         """Workers for a request; Overloaded, InvalidRequest, or Unavailable when no worker is left."""
@@ -69,8 +76,19 @@ class RouterClient:
                 _log.warning("a router gave no route", reason=error.code.name, request_id=query.request_id)
                 continue
             self._note_routerless(now=False)
-            return Route(response.decode, response.prefill if response.HasField("prefill") else None)
+            return Route(
+                response.decode,
+                response.prefill if response.HasField("prefill") else None,
+                response.predicted_ttft_ms,
+            )
         return self._take_turns(query.model, query.excluded_worker_ids)
+
+    def observe(self, route: Route, ttft_s: float) -> None:
+        """Time from a route to the first token: told to a router with the next request."""
+        if route.predicted_ttft_ms:
+            self._observations.append(
+                pb.TtftObservation(predicted_ttft_ms=route.predicted_ttft_ms, observed_ttft_ms=1000 * ttft_s)
+            )
 
     async def close(self) -> None:
         """Close all channels."""
@@ -81,12 +99,22 @@ class RouterClient:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = open_channel(address)
+        observations = [self._observations.popleft() for _ in range(len(self._observations))]
+        call = router_pb2_grpc.RouterServiceStub(channel).Route(
+            pb.RouteRequest(query=query, observations=observations),
+            timeout=ROUTE_WAIT_S,
+            metadata=outgoing_metadata(query.request_id),
+        )
         try:
-            response: pb.RouteResponse = await router_pb2_grpc.RouterServiceStub(channel).Route(
-                pb.RouteRequest(query=query),
-                timeout=ROUTE_DEADLINE_S,
-                metadata=outgoing_metadata(query.request_id),
-            )
+            async with asyncio.timeout(ROUTE_DEADLINE_S):
+                await call.initial_metadata()
+            response: pb.RouteResponse = await call
+        except TimeoutError:
+            call.cancel()
+            raise DeadlineExceeded("the router did not answer in time") from None
+        except asyncio.CancelledError:
+            call.cancel()  # leaves the router's queue
+            raise
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
         if not response.decode.worker_id:
