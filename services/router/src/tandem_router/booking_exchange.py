@@ -3,6 +3,10 @@
 One Redis stream carries it all. Entries live for seconds: a router that starts reads those of the last few, and one
 that cannot reach Redis goes on with what it knows itself. Nothing waits for this: a decision is sent after it was
 answered, together with those made in the same moment.
+
+Routers that know the same choose the same, so a worker that is behind would be given as many requests at once as there
+are routers. Until the stream returns a booking of its own, with all that others decided before it, a router therefore
+takes every other one to have booked the same.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import redis.asyncio
@@ -33,6 +37,8 @@ _MAX_PER_ENTRY = 256
 _GATHER_S = 0.001
 _BACKOFF_S = 0.5
 _MAX_TOKENS = 2**40
+_MAX_OTHERS = 15
+_SETTLE_S = 0.1  # the stream takes milliseconds; if not, it tells nothing that is worth waiting for
 
 _log = get_logger("bookings")
 
@@ -57,6 +63,8 @@ class BookingExchange:
         self._cluster = cluster
         self._shares = shares
         self._max_age_s = max_age_s
+        self._others: dict[str, float] = {}  # routers heard of, and when
+        self._unsettled: deque[tuple[float, str, str]] = deque()  # time, model, request id
         self._unsent: deque[pb.SharedBooking] = deque(maxlen=_MAX_UNSENT)
         self._wake = asyncio.Event()
 
@@ -64,6 +72,10 @@ class BookingExchange:
         self, request_id: str, model: str, tenant: str, charged: int, bookings: Iterable[Booking]
     ) -> None:
         """Send soon; the oldest unsent ones make room while Redis is away."""
+        bookings = list(bookings)
+        if self._others:
+            self._cluster.expect_alike(request_id, model, bookings, min(len(self._others), _MAX_OTHERS))
+            self._unsettled.append((time.monotonic(), model, request_id))
         loads = [
             pb.BookedLoad(
                 worker_id=booking.worker_id,
@@ -112,6 +124,7 @@ class BookingExchange:
         cursor: str | None = None
         away = False
         while True:
+            self._settle()
             try:
                 if cursor is None:
                     seconds, _ = await self._redis.time()
@@ -133,15 +146,35 @@ class BookingExchange:
                     self._apply(fields.get(_FIELD, b""))
             await asyncio.sleep(0)
 
+    def _settle(self, returned: Collection[str] = ()) -> None:
+        """End what was expected of others: for own bookings that the stream returned, and for those too old."""
+        now_s = time.monotonic()
+        done: dict[str, list[str]] = {}
+        while self._unsettled:
+            since_s, model, request_id = self._unsettled[0]
+            if request_id not in returned and now_s - since_s < _SETTLE_S:
+                break
+            done.setdefault(model, []).append(request_id)
+            self._unsettled.popleft()
+        for model, request_ids in done.items():
+            self._cluster.settle(model, request_ids)
+        for router_id in [
+            known for known, seen_s in self._others.items() if now_s - seen_s > self._max_age_s
+        ]:
+            del self._others[router_id]
+
     def _apply(self, record: bytes) -> None:
         """Book what another router says; what cannot be read is skipped."""
         try:
             entry = pb.SharedBookings.FromString(record)
         except DecodeError:
             return
-        if entry.router_id == self._router_id:
-            return
         now_s = time.monotonic()
+        if entry.router_id == self._router_id:
+            # Everything that others decided before this is known now.
+            self._settle({booking.request_id for booking in entry.bookings})
+            return
+        self._others[entry.router_id[:128]] = now_s
         by_model: dict[str, list[tuple[str, list[Booking]]]] = {}
         for shared in entry.bookings[:_MAX_PER_ENTRY]:
             if not shared.request_id or len(shared.request_id) > 128:

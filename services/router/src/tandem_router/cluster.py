@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.registry import RegisteredWorker
@@ -12,6 +13,9 @@ from tandem_router.query import Decision, Query
 from tandem_router.records import facts_from_card, links_from_beat, load_from_beat, speeds_from_beat
 from tandem_router.speeds import with_borrowed_speeds
 from tandem_router.view import ClusterView, WorkerFacts, WorkerView
+
+# No request id begins so.
+_ALIKE = "alike:"
 
 
 class Cluster:
@@ -91,6 +95,20 @@ class Cluster:
             changed |= self.bookings.withdraw(request_id) if self.bookings.has(request_id) else set()
             self.bookings.add(request_id, known)
             changed.update(booking.worker_id for booking in known)
+        self._refresh_loads(model, changed)
+
+    def expect_alike(self, request_id: str, model: str, bookings: Sequence[Booking], count: int) -> None:
+        """Until `settle`: `count` other routers may be deciding the same now, since they know the same."""
+        self.bookings.add(
+            _ALIKE + request_id, [replace(booking, load=booking.load.times(count)) for booking in bookings]
+        )
+        self._refresh_loads(model, {booking.worker_id for booking in bookings})
+
+    def settle(self, model: str, request_ids: Iterable[str]) -> None:
+        """What others decided until then is known now."""
+        changed: set[str] = set()
+        for request_id in request_ids:
+            changed |= self.bookings.withdraw(_ALIKE + request_id)
         self._refresh_loads(model, changed)
 
     def _refresh_loads(self, model: str, worker_ids: Iterable[str]) -> None:

@@ -11,8 +11,11 @@ from tandem_router.admission import AdmissionRules
 from tandem_router.dispatcher import QueueRules
 from tandem_router.policies import (
     POLICY_NAMES,
+    CacheAware,
+    Dynamo,
     LeastLoaded,
     Policy,
+    PowerOfTwo,
     Predictive,
     RandomWorkers,
     RoundRobin,
@@ -25,7 +28,7 @@ class RouterConfig(ServiceConfig):
     """Tandem's router: sends each request to the workers that will answer it soonest."""
 
     policy: str = setting("predictive", "how workers are chosen", choices=POLICY_NAMES)
-    random_seed: int = setting(0, "seed of policy=random", minimum=0)
+    random_seed: int = setting(0, "seed of policy=random and policy=power_of_two", minimum=0)
     expected_new_tokens: int = setting(
         256, "length of an answer that policy=predictive plans for, if the request allows it", minimum=1
     )
@@ -117,5 +120,11 @@ class RouterConfig(ServiceConfig):
                 return RandomWorkers(self.random_seed)
             case LeastLoaded.name:
                 return LeastLoaded()
+            case PowerOfTwo.name:
+                return PowerOfTwo(self.random_seed)
+            case CacheAware.name:
+                return CacheAware()
+            case Dynamo.name:
+                return Dynamo()
             case _:
                 return Predictive(self.expected_new_tokens, self.session_affinity)
