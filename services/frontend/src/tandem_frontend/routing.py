@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import grpc
 from tandem.v1 import router_pb2 as pb
-from tandem.v1 import router_pb2_grpc
 from tandem_common.errors import DeadlineExceeded, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem_common.logs import get_logger
 from tandem_common.rpc import error_from_rpc, open_channel, outgoing_metadata
@@ -23,6 +22,7 @@ from tandem_frontend.models import ModelCatalog
 ROUTE_DEADLINE_S = 1.0
 ROUTE_WAIT_S = 120.0
 _MAX_OBSERVATIONS = 64
+_ROUTE_METHOD = f"/{pb.DESCRIPTOR.services_by_name['RouterService'].full_name}/Route"
 # A router that did not answer in time is not asked for this long: one frozen router must not cost every request
 # the whole deadline. (One that is gone refuses at once and costs nothing.)
 COOLING_S = 3.0
@@ -100,7 +100,13 @@ class RouterClient:
         if channel is None:
             channel = self._channels[address] = open_channel(address)
         observations = [self._observations.popleft() for _ in range(len(self._observations))]
-        call = router_pb2_grpc.RouterServiceStub(channel).Route(
+        # As a stream of one answer: grpc.aio gives a unary call's initial metadata only together with its answer.
+        route: grpc.aio.UnaryStreamMultiCallable[pb.RouteRequest, pb.RouteResponse] = channel.unary_stream(
+            _ROUTE_METHOD,
+            request_serializer=pb.RouteRequest.SerializeToString,
+            response_deserializer=pb.RouteResponse.FromString,
+        )
+        call = route(
             pb.RouteRequest(query=query, observations=observations),
             timeout=ROUTE_WAIT_S,
             metadata=outgoing_metadata(query.request_id),
@@ -108,7 +114,7 @@ class RouterClient:
         try:
             async with asyncio.timeout(ROUTE_DEADLINE_S):
                 await call.initial_metadata()
-            response: pb.RouteResponse = await call
+            response = await call.read()
         except TimeoutError:
             call.cancel()
             raise DeadlineExceeded("the router did not answer in time") from None
@@ -117,7 +123,7 @@ class RouterClient:
             raise
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
-        if not response.decode.worker_id:
+        if not isinstance(response, pb.RouteResponse) or not response.decode.worker_id:
             raise Unavailable("the router named no worker")
         return response
 
