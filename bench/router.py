@@ -15,7 +15,6 @@ import asyncio
 import gc
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from router_rpc import measure_route
 from tandem.v1 import cluster_pb2 as pb
-from tandem_common.hashing import HASH_BYTES
+from tandem_common.hashing import HASH_BYTES, pack_hashes
+from tandem_common.keys import KV_ENTRY_FIELD
 from tandem_common.registry import RegisteredWorker
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
 from tandem_router.bookings import Bookings
 from tandem_router.cluster import Cluster
 from tandem_router.index import BlockIndex
+from tandem_router.kv_records import parse_events
 from tandem_router.policies import Predictive
 from tandem_router.query import ROUTE_LIMITS, Query
 
@@ -170,12 +171,9 @@ def percentiles(name: str, values: list[float]) -> dict[str, float]:
 
 def measure_events(num_blocks: int) -> float:
     """Blocks per second that events bring into the index, from the records as Redis gives them."""
-    from tandem_common.hashing import pack_hashes
-    from tandem_common.keys import KV_ENTRY_FIELD
-    from tandem_router.kv_records import parse_events
-
     draw = random.Random(3)
-    records, held = [], []
+    records: list[dict[bytes, bytes]] = []
+    held: list[bytes] = []
     for _ in range(num_blocks // 64):
         stored = [draw.randbytes(HASH_BYTES) for _ in range(48)]
         removed, held = (held[:16], held[16:] + stored) if len(held) > 10_000 else ([], held + stored)
@@ -186,9 +184,9 @@ def measure_events(num_blocks: int) -> float:
     num_applied = 0
     started = time.perf_counter()
     for record in records:
-        events = parse_events(record)
-        index.apply("w", 1, removed=events.removed, stored=events.stored)
-        num_applied += len(events.removed) + len(events.stored)
+        parsed = parse_events(record)
+        index.apply("w", 1, removed=parsed.removed, stored=parsed.stored)
+        num_applied += len(parsed.removed) + len(parsed.stored)
     return num_applied / (time.perf_counter() - started)
 
 
@@ -261,4 +259,4 @@ def _shown(middle: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

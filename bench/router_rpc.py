@@ -38,7 +38,7 @@ async def measure_route(rate: float, duration_s: float, repeats: int) -> list[di
             router, address = await asyncio.to_thread(_start, url)
             try:
                 async with open_channel(address) as channel:
-                    stub = router_pb2_grpc.RouterServiceStub(channel)
+                    stub: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
                     await _load(stub, rate, 1.0, 0, router.pid)
                     return [await _load(stub, rate, duration_s, i + 1, router.pid) for i in range(repeats)]
             finally:
@@ -87,7 +87,7 @@ def _start(url: str) -> tuple[subprocess.Popen[bytes], str]:
 
 
 async def _load(
-    stub: router_pb2_grpc.RouterServiceStub, rate: float, duration_s: float, run: int, pid: int
+    stub: router_pb2_grpc.RouterServiceAsyncStub, rate: float, duration_s: float, run: int, pid: int
 ) -> dict[str, float]:
     draw = random.Random(run)
     hashes = draw.randbytes(_NUM_BLOCKS * HASH_BYTES)
