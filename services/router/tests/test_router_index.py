@@ -21,6 +21,17 @@ def index() -> BlockIndex:
     return BlockIndex()
 
 
+def test_packed_hashes_match_as_loose_ones_do(index: BlockIndex) -> None:
+    chain = [block(i) for i in range(200)]
+    index.load("a", 1, chain)
+    index.load("b", 1, chain[:130])
+    index.load("hole", 1, chain[:70] + chain[110:])
+    for length in (0, 1, 63, 64, 65, 130, 200):
+        asked = [*chain[:length], *BLOCKS[-1:]]
+        assert index.match_packed(b"".join(asked)) == index.match(asked)
+    assert index.match_packed(b"".join(chain)) == {"a": 200, "b": 130, "hole": 70}
+
+
 def test_a_worker_is_matched_as_far_as_it_holds_every_block_from_the_root(index: BlockIndex) -> None:
     index.load("a", 1, BLOCKS[:6])
     index.load("b", 1, BLOCKS[:2])
@@ -161,3 +172,10 @@ class IndexAgainstSets(RuleBasedStateMachine):
 
 TestIndexAgainstSets = IndexAgainstSets.TestCase
 TestIndexAgainstSets.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_a_hole_between_two_probes_is_overlooked_but_never_is_less_found(index: BlockIndex) -> None:
+    chain = [block(i) for i in range(100)]
+    index.load("a", 1, chain[:50] + chain[51:])
+    assert index.match(chain) == {"a": 50}
+    assert index.match_packed(b"".join(chain)) == {"a": 100}

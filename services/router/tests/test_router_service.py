@@ -15,7 +15,7 @@ from tandem.v1 import cluster_pb2, router_pb2, router_pb2_grpc
 from tandem_common.hashing import pack_hashes
 from tandem_common.keys import KV_ENTRY_FIELD, Keys
 from tandem_common.registry import ServiceWatcher, WorkerPublisher
-from tandem_common.rpc import open_channel
+from tandem_common.rpc import error_from_rpc, open_channel
 from tandem_common.service import Lifecycle
 from tandem_router.app import RouterApp
 from tandem_router.config import RouterConfig
@@ -269,3 +269,132 @@ async def test_the_router_can_be_found_and_is_healthy_until_it_stops(
         assert await stream.read() is not grpc.aio.EOF
     await watcher.refresh()
     assert not watcher.services
+
+
+BUSY = {"num_running": 10, "num_waiting": 10, "queued_prefill_tokens": 60_000}
+
+
+async def make_busy(world: World, sequence: int = 2, **beat: Any) -> None:
+    """All workers are far behind, or as `beat` says."""
+    for i in range(2):
+        await world.register(f"p{i}", cluster_pb2.ROLE_PREFILL, sequence=sequence, **(beat or BUSY))
+        await world.register(f"d{i}", cluster_pb2.ROLE_DECODE, sequence=sequence, **(beat or BUSY))
+    await world.watch_until(lambda view: all(worker.beat.sequence == sequence for worker in view.workers))
+
+
+def waiting_call(world: World, request_id: str) -> Any:
+    """A Route call whose initial metadata can be awaited before its answer, as frontends make it."""
+    route: Any = world.channel.unary_stream(
+        "/tandem.v1.RouterService/Route",
+        request_serializer=router_pb2.RouteRequest.SerializeToString,
+        response_deserializer=router_pb2.RouteResponse.FromString,
+    )
+    return route(router_pb2.RouteRequest(query=make_message(request_id)), timeout=10)
+
+
+async def test_a_request_waits_in_the_router_and_starts_when_the_workers_have_caught_up(world: World) -> None:
+    await make_busy(world)
+    call = waiting_call(world, "r1")
+    await asyncio.wait_for(call.initial_metadata(), 5)
+    assert not call.done(), "waiting is told before the answer"
+    assert len(world.app.cluster.bookings) == 0
+    await make_busy(world, 3, num_running=0)
+    response = await call.read()
+    assert response.waited_ms > 0
+    assert response.decode.worker_id in ("d0", "d1")
+
+
+async def test_a_call_that_is_given_up_leaves_the_queue(world: World) -> None:
+    await make_busy(world)
+    call = waiting_call(world, "r1")
+    await asyncio.wait_for(call.initial_metadata(), 5)
+    call.cancel()
+    async with asyncio.timeout(5):
+        while (await explained_admission(world)).num_waiting:
+            await asyncio.sleep(0.02)
+    await make_busy(world, 3, num_running=0)
+    assert len(world.app.cluster.bookings) == 0
+
+
+async def explained_admission(world: World, **query: Any) -> router_pb2.AdmissionView:
+    request = router_pb2.ExplainRequest(query=make_message("dry", **query))
+    response: router_pb2.ExplainResponse = await world.stub.Explain(request, timeout=5)
+    return response.admission
+
+
+async def test_a_request_that_would_miss_its_deadline_is_refused_at_once_with_a_time_to_retry(
+    world: World,
+) -> None:
+    await make_busy(world)
+    error = await refused(world.route("r1", ttft_deadline_ms=100))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    told = error_from_rpc(error)
+    assert told.retry_after_ms is not None
+    assert told.retry_after_ms > 1000
+    assert world.sample("refusals_total", code="RESOURCE_EXHAUSTED") == 1
+
+
+async def test_explain_shows_what_the_queue_makes_of_a_request(world: World) -> None:
+    assert (await explained_admission(world)).verdict == "start"
+    await make_busy(world)
+    waits = await explained_admission(world)
+    assert (waits.verdict, waits.deadline_ms) == ("wait", 60_000)
+    assert waits.wait_ms > 0
+    assert waits.ttft_bound_ms > waits.wait_ms
+    refusal = await explained_admission(world, ttft_deadline_ms=100)
+    assert (refusal.verdict, refusal.deadline_ms) == ("refuse", 100)
+    assert refusal.reason
+
+
+async def test_how_predictions_turned_out_decides_who_is_refused(world: World) -> None:
+    assert (await explained_admission(world, ttft_deadline_ms=300)).verdict == "start"
+    seen = [router_pb2.TtftObservation(predicted_ttft_ms=10, observed_ttft_ms=100) for _ in range(20)]
+    await world.stub.Route(router_pb2.RouteRequest(query=make_message("r1"), observations=seen), timeout=5)
+    judged = await explained_admission(world, ttft_deadline_ms=300)
+    assert judged.error_factor == pytest.approx(10)
+    assert judged.verdict == "refuse"
+
+
+async def test_a_session_goes_back_to_its_worker(world: World) -> None:
+    first = await world.route("r0", num_tokens=4, session_id="s")
+    again = await world.route("r1", num_tokens=4, session_id="s")
+    assert again.decode.worker_id == first.decode.worker_id
+    other = await world.route("r2", num_tokens=4, session_id="other")
+    assert other.decode.worker_id != first.decode.worker_id, "the least loaded"
+
+
+async def test_a_prefix_is_expected_where_it_was_routed_before_events_tell(world: World) -> None:
+    first = await world.route("r1", block_hashes=pack_hashes(BLOCKS))
+    assert first.predicted_cached_tokens == 0
+    request = router_pb2.ExplainRequest(query=make_message("r2", block_hashes=pack_hashes(BLOCKS)))
+    explained = await world.stub.Explain(request, timeout=5)
+    expected = {
+        c.prefill_worker_id or c.decode_worker_id: c.prefill_cached_blocks for c in explained.candidates
+    }
+    assert {worker_id for worker_id, num_blocks in expected.items() if num_blocks == 62} == {
+        first.prefill.worker_id
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pinned_worker_ids": ["127.0.0.1:80"]}, "pinned_worker_ids"),
+        ({"pinned_worker_ids": ["x"] * 257}, "pinned_worker_ids"),
+        ({"required_labels": {str(i): "" for i in range(17)}}, "required_labels"),
+        ({"required_labels": {"region": "x" * 129}}, "required_labels"),
+        ({"session_id": "x" * 129}, "session_id"),
+    ],
+)
+async def test_what_a_request_asks_for_is_checked(world: World, changes: dict[str, Any], words: str) -> None:
+    error = await refused(world.route("r1", **changes))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in (error.details() or "")
+
+
+async def test_pins_and_labels_are_followed(world: World) -> None:
+    for i in range(4):
+        assert (await world.route(f"r{i}", pinned_worker_ids=["d1"])).decode.worker_id == "d1"
+        assert (await world.route(f"l{i}", required_labels={"host": "here"})).decode.worker_id
+    error = await refused(world.route("r9", required_labels={"region": "mars"}))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE

@@ -91,7 +91,10 @@ class GenerationRun:
                 query.ClearField("excluded_worker_ids")
                 query.excluded_worker_ids.extend(excluded)
             route = await self._backend.router.route(query)
+            routed_at = time.monotonic()
             end = await self._attempt(route, timeout)
+            if self.first_token_at is not None and self.first_token_at >= routed_at:
+                self._backend.router.observe(route, self.first_token_at - routed_at)
             if end.reason is not None:
                 self._text.finish()
                 return end.reason

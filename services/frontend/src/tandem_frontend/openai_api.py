@@ -27,6 +27,7 @@ from tandem_frontend.http_app import REQUEST_ID, TENANT, Refusal
 from tandem_frontend.openai_requests import OpenAIRequest, parse_chat, parse_completion
 from tandem_frontend.openai_responses import error_answer
 from tandem_frontend.preparation import Caller, Preparation, PreparedRequest, for_choice
+from tandem_frontend.routing_headers import apply_routing_headers
 from tandem_frontend.sse_stream import SseChoice, SseStream
 from tandem_frontend.text_stream import Delta, DeltaSink
 from tandem_frontend.token_bytes import TokenBytes
@@ -102,6 +103,7 @@ class OpenAIApi:
         choices: list[PreparedRequest] = []
         for prompt in asked.prompts:
             prepared = await self._preparation.prepare(asked.model, prompt, asked.options, caller)
+            apply_routing_headers(request.headers, prepared.query)
             first = len(choices)
             choices += [for_choice(prepared, first + i, i) for i in range(asked.n)]
         if asked.stream:

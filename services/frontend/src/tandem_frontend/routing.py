@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
 from tandem.v1 import router_pb2 as pb
-from tandem.v1 import router_pb2_grpc
 from tandem_common.errors import DeadlineExceeded, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem_common.logs import get_logger
 from tandem_common.rpc import error_from_rpc, open_channel, outgoing_metadata
 
 from tandem_frontend.models import ModelCatalog
 
+# A router answers, or says with its initial metadata that the request waits for a worker, within the first; it
+# never holds a request for as long as the second.
 ROUTE_DEADLINE_S = 1.0
+ROUTE_WAIT_S = 120.0
+_MAX_OBSERVATIONS = 64
+_ROUTE_METHOD = f"/{pb.DESCRIPTOR.services_by_name['RouterService'].full_name}/Route"
 # A router that did not answer in time is not asked for this long: one frozen router must not cost every request
 # the whole deadline. (One that is gone refuses at once and costs nothing.)
 COOLING_S = 3.0
 RETRY_AFTER_MS = 1000
+
+_RouteCall = grpc.aio.UnaryStreamMultiCallable[pb.RouteRequest, pb.RouteResponse]
 
 _log = get_logger("routing")
 
@@ -32,6 +39,7 @@ class Route:
 
     decode: pb.WorkerRef
     prefill: pb.WorkerRef | None = None
+    predicted_ttft_ms: float = 0.0
 
 
 class RouterClient:
@@ -51,11 +59,12 @@ class RouterClient:
         self._catalog = catalog
         self._clock = clock
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._routers: dict[str, router_pb2_grpc.RouterServiceAsyncStub] = {}
+        self._routers: dict[str, _RouteCall] = {}
         self._cooling_until: dict[str, float] = {}
         self._router_turn = itertools.count()
         self._worker_turn = itertools.count()
         self._routerless = False
+        self._observations: deque[pb.TtftObservation] = deque(maxlen=_MAX_OBSERVATIONS)
 
     async def route(self, query: pb.RouteQuery) -> Route:
         """Workers for a request; Overloaded, InvalidRequest, or Unavailable when no worker is left."""
@@ -70,8 +79,19 @@ class RouterClient:
                 _log.warning("a router gave no route", reason=error.code.name, request_id=query.request_id)
                 continue
             self._note_routerless(now=False)
-            return Route(response.decode, response.prefill if response.HasField("prefill") else None)
+            return Route(
+                response.decode,
+                response.prefill if response.HasField("prefill") else None,
+                response.predicted_ttft_ms,
+            )
         return self._take_turns(query.model, query.excluded_worker_ids)
+
+    def observe(self, route: Route, ttft_s: float) -> None:
+        """Time from a route to the first token: told to a router with the next request."""
+        if route.predicted_ttft_ms:
+            self._observations.append(
+                pb.TtftObservation(predicted_ttft_ms=route.predicted_ttft_ms, observed_ttft_ms=1000 * ttft_s)
+            )
 
     async def close(self) -> None:
         """Close all channels."""
@@ -83,16 +103,31 @@ class RouterClient:
         router = self._routers.get(address)
         if router is None:
             channel = self._channels[address] = open_channel(address)
-            router = self._routers[address] = router_pb2_grpc.RouterServiceStub(channel)
-        try:
-            response: pb.RouteResponse = await router.Route(
-                pb.RouteRequest(query=query),
-                timeout=ROUTE_DEADLINE_S,
-                metadata=outgoing_metadata(query.request_id),
+            # As a stream of one answer: grpc.aio gives a unary call's initial metadata only together with its answer.
+            router = self._routers[address] = channel.unary_stream(
+                _ROUTE_METHOD,
+                request_serializer=pb.RouteRequest.SerializeToString,
+                response_deserializer=pb.RouteResponse.FromString,
             )
+        observations = [self._observations.popleft() for _ in range(len(self._observations))]
+        call = router(
+            pb.RouteRequest(query=query, observations=observations),
+            timeout=ROUTE_WAIT_S,
+            metadata=outgoing_metadata(query.request_id),
+        )
+        try:
+            async with asyncio.timeout(ROUTE_DEADLINE_S):
+                await call.initial_metadata()
+            response = await call.read()
+        except TimeoutError:
+            call.cancel()
+            raise DeadlineExceeded("the router did not answer in time") from None
+        except asyncio.CancelledError:
+            call.cancel()  # leaves the router's queue
+            raise
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
-        if not response.decode.worker_id:
+        if not isinstance(response, pb.RouteResponse) or not response.decode.worker_id:
             raise Unavailable("the router named no worker")
         return response
 

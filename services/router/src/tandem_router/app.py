@@ -15,13 +15,16 @@ from tandem_common.registry import ClusterWatcher, ServicePublisher
 from tandem_common.rpc import RpcServer
 from tandem_common.service import Lifecycle
 
+from tandem_router.booking_exchange import BookingExchange
 from tandem_router.bookings import Bookings
 from tandem_router.cluster import Cluster
 from tandem_router.config import RouterConfig
+from tandem_router.fairness import FairShares
 from tandem_router.feed import ClusterFeed
 from tandem_router.index import BlockIndex
 from tandem_router.kv_follower import KvFollower, Target
 from tandem_router.metrics import RouterMetrics
+from tandem_router.policies import Predictive
 from tandem_router.servicer import RouterServicer
 
 _SERVICE_NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
@@ -48,8 +51,25 @@ class RouterApp:
             empty_grace_s=config.registry_grace_s,
         )
         self._watcher = ClusterWatcher(self._redis, self._keys, config.poll_interval_s)
-        self._feed = ClusterFeed(self._watcher, self.cluster, self.index, metrics, config.poll_interval_s)
+        self._feed = ClusterFeed(
+            self._watcher,
+            self.cluster,
+            self.index,
+            metrics,
+            config.poll_interval_s,
+            observers=[policy.prepare] if isinstance(policy, Predictive) else [],
+        )
         self._follower = KvFollower(self._redis, self._keys, self.index, metrics, self._index_targets)
+        self._router_id = f"router-{secrets.token_hex(4)}"
+        shares = FairShares(config.weights())
+        self._exchange = BookingExchange(
+            self._redis,
+            self._keys,
+            self._router_id,
+            self.cluster,
+            shares,
+            max_age_s=config.booking_max_age_s,
+        )
         self._servicer = RouterServicer(
             policy,
             self.cluster,
@@ -57,8 +77,11 @@ class RouterApp:
             self._feed,
             self._follower,
             metrics,
-            remembered_decisions=config.remembered_decisions,
+            rules=config.servicer_rules(),
+            shares=shares,
+            exchange=self._exchange,
         )
+        self._feed.add_observer(self._servicer.view_changed)
         self._rpc = RpcServer([_SERVICE_NAME])
         router_pb2_grpc.add_RouterServiceServicer_to_server(self._servicer, self._rpc.server)
 
@@ -81,7 +104,7 @@ class RouterApp:
         await self._first_look()
         card = cluster_pb2.ServiceCard(
             kind="router",
-            service_id=f"router-{secrets.token_hex(4)}",
+            service_id=self._router_id,
             address=address,
             metrics_port=self._metrics_port,
         )
@@ -89,6 +112,7 @@ class RouterApp:
             tasks.create_task(self._watcher.run())
             tasks.create_task(self._feed.run())
             tasks.create_task(self._follower.run())
+            tasks.create_task(self._exchange.run())
             tasks.create_task(ServicePublisher(self._redis, self._keys, card).run())
             await self._rpc.set_serving(True)
             lifecycle.ready(address=address, metrics_port=self._metrics_port)

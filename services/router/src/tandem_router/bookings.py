@@ -16,6 +16,16 @@ class BookedLoad:
     decode_kv_tokens: int = 0
     num_blocks: int = 0
 
+    def times(self, count: int) -> BookedLoad:
+        """So many of the same."""
+        return BookedLoad(
+            num_sequences=count * self.num_sequences,
+            num_prefilling=count * self.num_prefilling,
+            queued_prefill_tokens=count * self.queued_prefill_tokens,
+            decode_kv_tokens=count * self.decode_kv_tokens,
+            num_blocks=count * self.num_blocks,
+        )
+
     def plus(self, other: BookedLoad) -> BookedLoad:
         """Both together."""
         return BookedLoad(
@@ -110,6 +120,10 @@ class Bookings:
             if self._dropped(worker_id, worker, before):
                 changed.add(worker_id)
         return changed
+
+    def has(self, request_id: str) -> bool:
+        """Whether the request is booked anywhere."""
+        return any(request_id in worker.by_request for worker in self._workers.values())
 
     def retain(self, worker_ids: Mapping[str, object]) -> None:
         """Forget all workers but these."""

@@ -168,6 +168,17 @@ def _labels(worker: WorkerView) -> list[tuple[str, str]]:
     return [label for label in named if label[1]]
 
 
+def candidate_of(query: Query, pricing: Pricing, prefill: WorkerView | None, decode: WorkerView) -> Candidate:
+    """One candidate with all its terms; without `prefill` the prompt is computed where it is decoded."""
+    terms = pricing.prefill_side(prefill or decode, query)
+    side = _PrefillSide(prefill or decode, terms, terms.queue + terms.prefill + terms.stall)
+    decode_side_terms = pricing.decode_side(decode, query)
+    total = decode_side_terms.room + decode_side_terms.decode + decode_side_terms.neighbours
+    ship = pricing.ship(prefill, terms, decode, query) if prefill is not None else 0.0
+    item = _Weighed(side.total + total + ship, ship, side, _DecodeSide(decode, decode_side_terms, total))
+    return _candidate(item, query)
+
+
 def _candidate(item: _Weighed, query: Query) -> Candidate:
     computing, decode = item.prefill, item.decode
     local = computing.worker is decode.worker

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.registry import RegisteredWorker
@@ -12,6 +13,9 @@ from tandem_router.query import Decision, Query
 from tandem_router.records import facts_from_card, links_from_beat, load_from_beat, speeds_from_beat
 from tandem_router.speeds import with_borrowed_speeds
 from tandem_router.view import ClusterView, WorkerFacts, WorkerView
+
+# No request id begins so.
+_ALIKE = "alike:"
 
 
 class Cluster:
@@ -27,6 +31,7 @@ class Cluster:
         self._emptied_at_s: float | None = None
         self._registered: Mapping[str, RegisteredWorker] = {}
         self._facts: dict[str, WorkerFacts] = {}
+        self._worker_views: dict[str, WorkerView] = {}  # as registered, with speeds of their own only
         self._view = ClusterView()
 
     @property
@@ -45,7 +50,7 @@ class Cluster:
         self.bookings.retain(registered)
         self.bookings.expire(now_s)
         facts: dict[str, WorkerFacts] = {}
-        workers = []
+        views: dict[str, WorkerView] = {}
         for worker_id, record in registered.items():
             known = self._registered.get(worker_id)
             unchanged = known is not None and known.card == record.card
@@ -55,15 +60,20 @@ class Cluster:
             facts[worker_id] = its_facts
             if record.beat is not None:
                 self.bookings.observe(worker_id, its_facts.epoch, record.beat.accepted_request_ids)
-            workers.append(_worker_view(its_facts, record.beat, self.bookings.total(worker_id)))
-        self._registered, self._facts = registered, facts
-        pools = ClusterView.of(workers).pools
+            booked = self.bookings.total(worker_id)
+            view = self._worker_views.get(worker_id)
+            same = unchanged and known is not None and known.beat == record.beat
+            if view is None or not same or view.load != load_from_beat(record.beat, booked):
+                view = _worker_view(its_facts, record.beat, booked)
+            views[worker_id] = view
+        self._registered, self._facts, self._worker_views = registered, facts, views
+        pools = ClusterView.of(views.values()).pools
         self._view = ClusterView(
             pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()}
         )
 
-    def book(self, query: Query, decision: Decision, now_s: float) -> None:
-        """Put the load of a decision on its workers. The one place where bookings are made."""
+    def book(self, query: Query, decision: Decision, now_s: float) -> list[Booking]:
+        """Put the load of a decision on its workers; what was booked, for other routers to know."""
         changed = self.bookings.withdraw(query.request_id) if query.excluded_worker_ids else set()
         bookings = [
             Booking(worker_id=worker.facts.worker_id, epoch=worker.facts.epoch, load=load, time_s=now_s)
@@ -71,11 +81,42 @@ class Cluster:
         ]
         self.bookings.add(query.request_id, bookings)
         changed.update(booking.worker_id for booking in bookings)
+        self._refresh_loads(query.model, changed)
+        return bookings
+
+    def book_shared(self, model: str, requests: Iterable[tuple[str, Sequence[Booking]]]) -> None:
+        """Put the load of other routers' decisions on the workers that are known, in their present incarnations.
+
+        A request that was routed anew is booked where it is now, and no longer where it was.
+        """
+        changed: set[str] = set()
+        for request_id, bookings in requests:
+            known = [b for b in bookings if (f := self._facts.get(b.worker_id)) and f.epoch == b.epoch]
+            changed |= self.bookings.withdraw(request_id) if self.bookings.has(request_id) else set()
+            self.bookings.add(request_id, known)
+            changed.update(booking.worker_id for booking in known)
+        self._refresh_loads(model, changed)
+
+    def expect_alike(self, request_id: str, model: str, bookings: Sequence[Booking], count: int) -> None:
+        """Until `settle`: `count` other routers may be deciding the same now, since they know the same."""
+        self.bookings.add(
+            _ALIKE + request_id, [replace(booking, load=booking.load.times(count)) for booking in bookings]
+        )
+        self._refresh_loads(model, {booking.worker_id for booking in bookings})
+
+    def settle(self, model: str, request_ids: Iterable[str]) -> None:
+        """What others decided until then is known now."""
+        changed: set[str] = set()
+        for request_id in request_ids:
+            changed |= self.bookings.withdraw(_ALIKE + request_id)
+        self._refresh_loads(model, changed)
+
+    def _refresh_loads(self, model: str, worker_ids: Iterable[str]) -> None:
         loads = {
             worker_id: load_from_beat(self._registered[worker_id].beat, self.bookings.total(worker_id))
-            for worker_id in changed
+            for worker_id in worker_ids
         }
-        self._view = self._view.with_loads(query.model, loads)
+        self._view = self._view.with_loads(model, loads)
 
     def _bridged(
         self, registered: Mapping[str, RegisteredWorker], now_s: float

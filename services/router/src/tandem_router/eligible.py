@@ -10,6 +10,8 @@ from tandem_router.query import Query
 from tandem_router.view import ClusterView, WorkerFacts, WorkerRole, WorkerView
 
 _FAILED_BEFORE = "failed this request before"
+_NOT_PINNED = "not one of the workers that the request names"
+_LABELS_DIFFER = "without the labels that the request requires"
 _DRAINING = "draining"
 _NO_DECODE_PARTNER = "shares no handoff format with a decode worker that can take the request"
 
@@ -41,6 +43,10 @@ def eligible_workers(query: Query, view: ClusterView) -> Eligible:
         facts = worker.facts
         if facts.worker_id in query.excluded_worker_ids:
             excluded[facts.worker_id] = _FAILED_BEFORE
+        elif query.pinned_worker_ids and facts.worker_id not in query.pinned_worker_ids:
+            excluded[facts.worker_id] = _NOT_PINNED
+        elif query.required_labels and not query.required_labels.items() <= facts.labels.items():
+            excluded[facts.worker_id] = _LABELS_DIFFER
         elif facts.draining:
             excluded[facts.worker_id] = _DRAINING
         elif (too_long := _too_long(query, facts)) is not None:

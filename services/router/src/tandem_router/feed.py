@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tandem_common.registry import ClusterWatcher, RegisteredWorker
 
 from tandem_router.cluster import Cluster
 from tandem_router.index import BlockIndex
 from tandem_router.metrics import RouterMetrics
+from tandem_router.view import ClusterView
 
 
 class ClusterFeed:
@@ -24,8 +25,10 @@ class ClusterFeed:
         index: BlockIndex,
         metrics: RouterMetrics,
         interval_s: float,
+        observers: Sequence[Callable[[ClusterView], None]] = (),
     ) -> None:
-        """`interval_s`: how often bookings age and gauges are set even when no worker changed."""
+        """`interval_s`: how often bookings age, gauges are set and `observers` called even when no worker changed."""
+        self._observers = list(observers)
         self._watcher = watcher
         self._cluster = cluster
         self._index = index
@@ -39,6 +42,10 @@ class ClusterFeed:
         """Milliseconds since Redis last answered."""
         return self._watcher.stale_ms
 
+    def add_observer(self, observer: Callable[[ClusterView], None]) -> None:
+        """Call it with every update too, after those there are."""
+        self._observers.append(observer)
+
     async def run(self) -> None:
         """Feed until cancelled."""
         while True:
@@ -51,6 +58,8 @@ class ClusterFeed:
         """Bring what the watcher saw last into the view."""
         registered = self._watcher.workers
         self._cluster.observe(registered, time.monotonic())
+        for observe in self._observers:
+            observe(self._cluster.view)
         self._metrics.workers.set(len(self._cluster.registered))
         self._metrics.bookings.set(len(self._cluster.bookings))
         self._metrics.index_blocks.set(self._index.num_hashes)

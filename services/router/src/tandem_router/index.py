@@ -13,8 +13,14 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from struct import Struct
+
+from tandem_common.hashing import HASH_BYTES
+
+_PORTION = Struct(32 * f"{HASH_BYTES}s")
+_PROBES = slice(7, None, 8)
 
 
 @dataclass(slots=True)
@@ -60,11 +66,19 @@ class BlockIndex:
                     del masks[block_hash]
                 else:
                     masks[block_hash] = mask ^ bit
+        # Neighbours in a chain have the same holders: they share one object, which saves its memory and `match` time.
+        last: int | None = None
+        joined = bit
         for block_hash in stored:
             mask = masks.get(block_hash, 0)
-            if not mask & bit:
+            if not mask:
                 num_blocks += 1
-                masks[block_hash] = mask | bit if mask else bit
+                masks[block_hash] = bit
+            elif not mask & bit:
+                num_blocks += 1
+                if mask is not last:
+                    last, joined = mask, mask | bit
+                masks[block_hash] = joined
         slot.num_blocks = num_blocks
         return True
 
@@ -103,6 +117,39 @@ class BlockIndex:
                 if not holders:
                     return matched
             num_blocks += 1
+        if num_blocks:
+            self._note(holders, num_blocks, matched)
+        return matched
+
+    def match_packed(self, packed: bytes) -> dict[str, int]:
+        """`match` of hashes one after another, with an eighth of the look-ups, which miss the processor's caches.
+
+        Of 32 blocks four are looked at; only where their holders are not those of the blocks before, all of them are.
+        Who holds a block holds what is before it too, unless it dropped blocks out of the middle: a hole between two
+        probes is overlooked, so never less is reported than `match` does, and the same for workers without holes.
+        """
+        masks = self._masks
+        holders = self._live
+        matched: dict[str, int] = {}
+        num_blocks = 0
+        last: int | None = None  # blocks of one chain share their mask object
+        for hashes in _portions(packed):
+            if last is not None:
+                probed = list(map(masks.get, hashes[_PROBES]))
+                if probed and probed.count(last) == len(probed):
+                    num_blocks += len(hashes)
+                    continue
+            for mask in map(masks.get, hashes):
+                if mask is not last or mask is None:
+                    still = holders & mask if mask else 0
+                    if still != holders:
+                        if num_blocks:
+                            self._note(holders ^ still, num_blocks, matched)
+                        holders = still
+                        if not holders:
+                            return matched
+                    last = mask
+                num_blocks += 1
         if num_blocks:
             self._note(holders, num_blocks, matched)
         return matched
@@ -187,6 +234,14 @@ class BlockIndex:
             return mask
         worker_id = self._by_number[mask.bit_length() - 1]
         return self._slots[worker_id].bit if worker_id is not None else mask
+
+
+def _portions(packed: bytes) -> Iterator[tuple[bytes, ...]]:
+    """The hashes by 32, the rest one by one."""
+    whole = len(packed) - len(packed) % _PORTION.size
+    yield from _PORTION.iter_unpack(memoryview(packed)[:whole])
+    for start in range(whole, len(packed), HASH_BYTES):
+        yield (packed[start : start + HASH_BYTES],)
 
 
 def _bits(mask: int) -> list[int]:

@@ -50,6 +50,18 @@ class RouterMetrics:
         self.prompt_tokens = Counter(
             "tandem_router_prompt_tokens", "Prompt tokens of all routed requests.", registry=registry
         )
+        self.waited_ms = Histogram(
+            "tandem_router_waited_ms",
+            "Time that a routed request waited in the router, milliseconds.",
+            buckets=_TTFT_BUCKETS_MS,
+            registry=registry,
+        )
+        self.waiting = Gauge("tandem_router_waiting", "Requests that wait in the router.", registry=registry)
+        self.error_factor = Gauge(
+            "tandem_router_prediction_error_factor",
+            "Observed over predicted time to first token, at the quantile that admission uses.",
+            registry=registry,
+        )
         self.workers = Gauge("tandem_router_workers", "Workers in the view.", registry=registry)
         self.bookings = Gauge(
             "tandem_router_bookings", "Requests that their workers have not reported yet.", registry=registry

@@ -26,9 +26,19 @@ class Query:
         default_factory=dict
     )  # leading blocks that a worker holds, by id
     excluded_worker_ids: frozenset[str] = frozenset()
+    pinned_worker_ids: frozenset[str] = frozenset()  # not empty: these only
+    required_labels: Mapping[str, str] = field(default_factory=dict)
+    preferred_worker_ids: frozenset[str] = frozenset()  # of the request's session
     request_class: RequestClass = RequestClass.INTERACTIVE
+    tenant: str = ""
+    ttft_deadline_ms: int = 0  # 0: the class's default
     tie_break: int = 0
     turn: int = 0
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the request itself leaves workers out."""
+        return bool(self.excluded_worker_ids or self.pinned_worker_ids or self.required_labels)
 
     def cached_at(self, worker: WorkerView) -> int:
         """Leading blocks that need not be computed on this worker: never the last token's."""

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -15,21 +16,41 @@ from tandem.v1 import router_pb2_grpc
 from tandem_common.errors import InvalidRequest, NotFound, TandemError
 from tandem_common.logs import get_logger
 
+from tandem_router.admission import AdmissionRules, PredictionError
+from tandem_router.affinity import Sessions
+from tandem_router.booking_exchange import BookingExchange
 from tandem_router.cluster import Cluster
+from tandem_router.dispatcher import Dispatcher, QueueRules, Started, charged_tokens
+from tandem_router.fairness import FairShares
 from tandem_router.feed import ClusterFeed
 from tandem_router.index import BlockIndex
 from tandem_router.kv_follower import KvFollower
 from tandem_router.metrics import RouterMetrics
 from tandem_router.policies import Policy
-from tandem_router.query import EXPLAIN_LIMITS, ROUTE_LIMITS
+from tandem_router.query import EXPLAIN_LIMITS, Decision, Query
 from tandem_router.recent import RecentDecisions, Remembered
-from tandem_router.wire import explanation_to_proto, query_from_proto, route_to_proto
+from tandem_router.speculative import SpeculativeIndex
+from tandem_router.view import ClusterView
+from tandem_router.wire import admission_to_proto, explanation_to_proto, query_from_proto, route_to_proto
 
 # A watcher hears of a view that grows stale, although nothing changes in it.
 _WATCH_INTERVAL_S = 1.0
+_MAX_OBSERVATIONS = 64
 
 _log = get_logger("router")
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServicerRules:
+    """What operators set."""
+
+    admission: AdmissionRules = field(default_factory=AdmissionRules)
+    queue: QueueRules = field(default_factory=QueueRules)
+    error_quantile: float = 0.9
+    remembered_decisions: int = 1024
+    speculative_ttl_s: float = 5.0
+    session_ttl_s: float = 600.0
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
@@ -44,22 +65,47 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         follower: KvFollower,
         metrics: RouterMetrics,
         *,
-        remembered_decisions: int,
+        rules: ServicerRules,
+        shares: FairShares,
+        exchange: BookingExchange | None = None,
     ) -> None:
+        """Without `exchange`, nobody else hears of the bookings."""
         self._policy = policy
         self._cluster = cluster
         self._index = index
         self._feed = feed
         self._follower = follower
         self._metrics = metrics
-        self._recent = RecentDecisions(remembered_decisions)
+        self._exchange = exchange
+        self._recent = RecentDecisions(rules.remembered_decisions)
+        self._expected = SpeculativeIndex(ttl_s=rules.speculative_ttl_s)
+        self._sessions = Sessions(ttl_s=rules.session_ttl_s)
+        self._dispatcher = Dispatcher(
+            policy,
+            lambda: cluster.view,
+            self._make_query,
+            self._start,
+            shares=shares,
+            rules=rules.admission,
+            queue_rules=rules.queue,
+            error=PredictionError(quantile=rules.error_quantile),
+        )
         self._turns: Counter[str] = Counter()  # decisions by model
         self._stopping = asyncio.Event()
 
     async def Route(self, request: pb.RouteRequest, context: _Context) -> pb.RouteResponse:  # noqa: N802
         """Decide and book."""
+        for seen in request.observations[:_MAX_OBSERVATIONS]:
+            self._dispatcher.error.observe(seen.predicted_ttft_ms, seen.observed_ttft_ms)
+
+        async def on_wait() -> None:
+            # The sign that this router is alive, however long the request has to wait.
+            await context.send_initial_metadata(())
+
         try:
-            return self._route(request.query)
+            started = await self._dispatcher.route(request.query, on_wait)
+            self._note(started)
+            return route_to_proto(started.decision, started.waited_ms)
         except TandemError as error:
             self._metrics.refusals.labels(error.code.name).inc()
             _log.info(
@@ -73,10 +119,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
         """Decide without booking, or look up what was decided."""
+        admission = None
         if request.HasField("query"):
-            view = self._cluster.view
-            query = query_from_proto(request.query, self._index, self._turns[request.query.model])
-            decision = self._policy.choose(query, view, ROUTE_LIMITS)
+            query, view, decision, judgement = self._dispatcher.judge(request.query)
+            admission = admission_to_proto(
+                judgement, self._dispatcher.num_waiting, self._dispatcher.error.factor
+            )
         elif request.request_id:
             remembered = self._recent.get(request.request_id)
             if remembered is None:
@@ -87,7 +135,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             query, view, decision = remembered.query, remembered.view, remembered.decision
         else:
             raise InvalidRequest("send a query to try, or the request_id of a routed request", param="query")
-        return explanation_to_proto(decision, self._policy.choose(query, view, EXPLAIN_LIMITS))
+        return explanation_to_proto(decision, self._policy.choose(query, view, EXPLAIN_LIMITS), admission)
 
     async def WatchCluster(  # noqa: N802
         self, request: pb.WatchClusterRequest, context: _Context
@@ -102,22 +150,45 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     def stop(self) -> None:
         """End what would go on for ever."""
         self._stopping.set()
+        self._dispatcher.stop()
 
-    def _route(self, message: pb.RouteQuery) -> pb.RouteResponse:
-        started_s = time.monotonic()
-        query = query_from_proto(message, self._index, self._turns[message.model])
-        view = self._cluster.view
-        decision = self._policy.choose(query, view, ROUTE_LIMITS)
-        chosen_s = time.monotonic()
+    def view_changed(self, _: ClusterView) -> None:
+        """Start those who wait and can start now."""
+        self._dispatcher.pump()
+        self._metrics.waiting.set(self._dispatcher.num_waiting)
+        self._metrics.error_factor.set(self._dispatcher.error.factor)
+
+    def _make_query(self, message: pb.RouteQuery) -> Query:
+        now_s = time.monotonic()
+        return query_from_proto(
+            message,
+            self._index,
+            self._turns[message.model],
+            expected=self._expected.match(message.block_hashes, now_s),
+            preferred=self._sessions.preferred(message.tenant, message.session_id, now_s),
+        )
+
+    def _start(self, message: pb.RouteQuery, query: Query, decision: Decision) -> None:
+        """Book a decision here and, soon, at the other routers."""
+        now_s = time.monotonic()
         self._turns[query.model] += 1
-        self._cluster.book(query, decision, chosen_s)
-        self._recent.add(Remembered(query=query, view=view, decision=decision))
+        bookings = self._cluster.book(query, decision, now_s)
+        if self._exchange is not None:
+            self._exchange.share(query.request_id, query.model, query.tenant, charged_tokens(query), bookings)
+        self._expected.add(message.block_hashes, decision.chosen.computing.facts.worker_id, now_s)
+        self._sessions.note(message.tenant, message.session_id, decision, now_s)
+
+    def _note(self, started: Started) -> None:
+        """Remember, count and log."""
+        query, decision = started.query, started.decision
+        self._recent.add(Remembered(query=query, view=started.view, decision=decision))
         chosen = decision.chosen
         metrics = self._metrics
-        metrics.choose_s.observe(chosen_s - started_s)
         metrics.decisions.labels(decision.policy, "remote" if chosen.prefill else "local").inc()
         metrics.prompt_tokens.inc(query.num_tokens)
         metrics.cached_tokens.inc(chosen.predicted_cached_tokens)
+        metrics.choose_s.observe(started.choose_s)
+        metrics.waited_ms.observe(started.waited_ms)
         if decision.predicted_ttft_ms:
             metrics.predicted_ttft_ms.observe(decision.predicted_ttft_ms)
         _log.info(
@@ -132,8 +203,8 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             cost=round(chosen.cost, 2),
             unit=decision.unit,
             num_candidates=decision.num_candidates,
+            waited_ms=round(started.waited_ms, 2),
         )
-        return route_to_proto(decision)
 
     def _watched(self) -> pb.WatchClusterResponse:
         return pb.WatchClusterResponse(

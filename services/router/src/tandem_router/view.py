@@ -58,6 +58,7 @@ class WorkerFacts:
     formats: Mapping[FormatKey, int] = field(default_factory=dict)  # bytes of one block
     place: Place = NOWHERE
     hardware: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def blocks_of(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
@@ -74,6 +75,7 @@ class WorkerLoad:
     num_prefilling: int = 0  # prompts that the queued tokens belong to
     queued_prefill_tokens: int = 0  # accepted or booked, and not yet computed
     num_used_blocks: int = 0  # held by requests; cached blocks count as free
+    num_cached_blocks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from zlib import crc32
 
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import InvalidRequest
 from tandem_common.generation_proto import request_class_from_proto
-from tandem_common.hashing import unpack_hashes
+from tandem_common.hashing import HASH_BYTES
 
+from tandem_router.admission import Judgement
 from tandem_router.index import BlockIndex
 from tandem_router.query import Candidate, Decision, Query
 from tandem_router.view import WorkerView
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MAX_EXCLUDED = 256
+MAX_LABELS = 16
+MAX_SESSION_CHARACTERS = 128
 MAX_TOKENS = 2**31 - 1
 
 
-def query_from_proto(message: pb.RouteQuery, index: BlockIndex, turn: int) -> Query:
-    """Check a query and look up who holds its blocks; InvalidRequest names the field at fault."""
+def query_from_proto(
+    message: pb.RouteQuery,
+    index: BlockIndex,
+    turn: int,
+    *,
+    expected: Mapping[str, int] | None = None,
+    preferred: frozenset[str] = frozenset(),
+) -> Query:
+    """Check a query and look up who holds its blocks; InvalidRequest names the field at fault.
+
+    `expected` are blocks that workers will hold soon, `preferred` the workers of its session.
+    """
     if not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidRequest(
             "request_id must have 1 to 128 letters, digits, dots, dashes or underscores", param="request_id"
@@ -40,31 +54,53 @@ def query_from_proto(message: pb.RouteQuery, index: BlockIndex, turn: int) -> Qu
             f"{len(message.excluded_worker_ids)} excluded workers; at most {MAX_EXCLUDED} are allowed",
             param="excluded_worker_ids",
         )
-    try:
-        hashes = unpack_hashes(message.block_hashes)
-    except ValueError:
+    if len(message.session_id) > MAX_SESSION_CHARACTERS:
         raise InvalidRequest(
-            "block_hashes must be a whole number of 16-byte hashes", param="block_hashes"
-        ) from None
-    if len(hashes) > message.num_tokens:
+            f"session_id has more than {MAX_SESSION_CHARACTERS} characters", param="session_id"
+        )
+    num_hashes, rest = divmod(len(message.block_hashes), HASH_BYTES)
+    if rest:
+        raise InvalidRequest("block_hashes must be a whole number of 16-byte hashes", param="block_hashes")
+    if num_hashes > message.num_tokens:
         raise InvalidRequest(
-            f"{len(hashes)} block hashes for {message.num_tokens} tokens; send one per full block",
+            f"{num_hashes} block hashes for {message.num_tokens} tokens; send one per full block",
             param="block_hashes",
         )
+    cached = index.match_packed(message.block_hashes)
+    for worker_id, num_blocks in (expected or {}).items():
+        cached[worker_id] = max(num_blocks, cached.get(worker_id, 0))
     return Query(
         request_id=message.request_id,
         model=message.model,
         num_tokens=message.num_tokens,
         max_tokens=message.max_tokens,
-        cached_blocks=index.match(hashes),
+        cached_blocks=cached,
         excluded_worker_ids=frozenset(message.excluded_worker_ids),
+        pinned_worker_ids=_pins(message),
+        required_labels=_labels(message),
+        preferred_worker_ids=preferred,
+        tenant=message.tenant,
+        ttft_deadline_ms=message.ttft_deadline_ms,
         request_class=request_class_from_proto(message.request_class),
         tie_break=crc32(message.request_id.encode()),
         turn=turn,
     )
 
 
-def route_to_proto(decision: Decision) -> pb.RouteResponse:
+def admission_to_proto(judgement: Judgement, num_waiting: int, error_factor: float) -> pb.AdmissionView:
+    """What the queue makes of a request."""
+    return pb.AdmissionView(
+        verdict=judgement.verdict.value,
+        num_waiting=num_waiting,
+        wait_ms=judgement.wait_ms,
+        ttft_bound_ms=judgement.ttft_bound_ms,
+        deadline_ms=judgement.deadline_ms,
+        error_factor=error_factor,
+        reason=judgement.reason,
+    )
+
+
+def route_to_proto(decision: Decision, waited_ms: float = 0.0) -> pb.RouteResponse:
     """Where the request goes."""
     chosen = decision.chosen
     return pb.RouteResponse(
@@ -72,10 +108,13 @@ def route_to_proto(decision: Decision) -> pb.RouteResponse:
         prefill=_ref(chosen.prefill) if chosen.prefill else None,
         predicted_ttft_ms=decision.predicted_ttft_ms,
         predicted_cached_tokens=chosen.predicted_cached_tokens,
+        waited_ms=waited_ms,
     )
 
 
-def explanation_to_proto(chosen: Decision, weighed: Decision) -> pb.ExplainResponse:
+def explanation_to_proto(
+    chosen: Decision, weighed: Decision, admission: pb.AdmissionView | None = None
+) -> pb.ExplainResponse:
     """The decision `chosen`, and the candidates of `weighed`: the same choice made with a wider search."""
     return pb.ExplainResponse(
         policy=chosen.policy,
@@ -84,7 +123,28 @@ def explanation_to_proto(chosen: Decision, weighed: Decision) -> pb.ExplainRespo
         chosen=route_to_proto(chosen),
         excluded=weighed.excluded,
         num_candidates=weighed.num_candidates,
+        admission=admission,
     )
+
+
+def _pins(message: pb.RouteQuery) -> frozenset[str]:
+    """Ids of workers, never addresses."""
+    pinned = message.pinned_worker_ids
+    if len(pinned) > MAX_EXCLUDED or not all(_REQUEST_ID.fullmatch(worker_id) for worker_id in pinned):
+        raise InvalidRequest(
+            f"pinned_worker_ids must be at most {MAX_EXCLUDED} ids of workers", param="pinned_worker_ids"
+        )
+    return frozenset(pinned)
+
+
+def _labels(message: pb.RouteQuery) -> dict[str, str]:
+    labels = dict(message.required_labels)
+    if len(labels) > MAX_LABELS or any(len(key) > 128 or len(value) > 128 for key, value in labels.items()):
+        raise InvalidRequest(
+            f"required_labels must be at most {MAX_LABELS} labels of up to 128 characters",
+            param="required_labels",
+        )
+    return labels
 
 
 def _ref(worker: WorkerView) -> pb.WorkerRef:

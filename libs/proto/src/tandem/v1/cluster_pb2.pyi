@@ -519,3 +519,103 @@ class ServiceCard(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceCard: _TypeAlias = ServiceCard  # noqa: Y015
+
+@_typing.final
+class SharedBookings(_message.Message):
+    """What a router's latest decisions put on workers: an entry of the stream that routers share."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    BOOKINGS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    """Service id of the router that decided; it skips its own entries."""
+    @_builtins.property
+    def bookings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedBooking]: ...
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        bookings: _abc.Iterable[Global___SharedBooking] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookings", b"bookings", "router_id", b"router_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedBookings: _TypeAlias = SharedBookings  # noqa: Y015
+
+@_typing.final
+class SharedBooking(_message.Message):
+    """One routed request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    CHARGED_TOKENS_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    model: _builtins.str
+    tenant: _builtins.str
+    charged_tokens: _builtins.int
+    """What the decision counts as in the fair share of its tenant."""
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___BookedLoad]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        charged_tokens: _builtins.int = ...,
+        loads: _abc.Iterable[Global___BookedLoad] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_tokens", b"charged_tokens", "loads", b"loads", "model", b"model", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedBooking: _TypeAlias = SharedBooking  # noqa: Y015
+
+@_typing.final
+class BookedLoad(_message.Message):
+    """What a decision adds to one incarnation of a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
+    NUM_PREFILLING_FIELD_NUMBER: _builtins.int
+    QUEUED_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODE_KV_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    epoch: _builtins.int
+    num_sequences: _builtins.int
+    num_prefilling: _builtins.int
+    queued_prefill_tokens: _builtins.int
+    decode_kv_tokens: _builtins.int
+    num_blocks: _builtins.int
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        num_sequences: _builtins.int = ...,
+        num_prefilling: _builtins.int = ...,
+        queued_prefill_tokens: _builtins.int = ...,
+        decode_kv_tokens: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_kv_tokens", b"decode_kv_tokens", "epoch", b"epoch", "num_blocks", b"num_blocks", "num_prefilling", b"num_prefilling", "num_sequences", b"num_sequences", "queued_prefill_tokens", b"queued_prefill_tokens", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BookedLoad: _TypeAlias = BookedLoad  # noqa: Y015

@@ -52,6 +52,26 @@ class RouteQuery(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RequiredLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
@@ -61,6 +81,9 @@ class RouteQuery(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     TTFT_DEADLINE_MS_FIELD_NUMBER: _builtins.int
     EXCLUDED_WORKER_IDS_FIELD_NUMBER: _builtins.int
+    PINNED_WORKER_IDS_FIELD_NUMBER: _builtins.int
+    REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     model: _builtins.str
     num_tokens: _builtins.int
@@ -71,9 +94,19 @@ class RouteQuery(_message.Message):
     tenant: _builtins.str
     ttft_deadline_ms: _builtins.int
     """Milliseconds until the first token is of no more use; 0: the class's default."""
+    session_id: _builtins.str
+    """Requests of one session prefer the workers of the one before; empty: none."""
     @_builtins.property
     def excluded_worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers that failed this request before."""
+
+    @_builtins.property
+    def pinned_worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Not empty: the request may go to these workers only."""
+
+    @_builtins.property
+    def required_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that a worker must have, with these values (region, hardware, ...)."""
 
     def __init__(
         self,
@@ -87,30 +120,64 @@ class RouteQuery(_message.Message):
         tenant: _builtins.str = ...,
         ttft_deadline_ms: _builtins.int = ...,
         excluded_worker_ids: _abc.Iterable[_builtins.str] | None = ...,
+        pinned_worker_ids: _abc.Iterable[_builtins.str] | None = ...,
+        required_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "excluded_worker_ids", b"excluded_worker_ids", "max_tokens", b"max_tokens", "model", b"model", "num_tokens", b"num_tokens", "request_class", b"request_class", "request_id", b"request_id", "tenant", b"tenant", "ttft_deadline_ms", b"ttft_deadline_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "excluded_worker_ids", b"excluded_worker_ids", "max_tokens", b"max_tokens", "model", b"model", "num_tokens", b"num_tokens", "pinned_worker_ids", b"pinned_worker_ids", "request_class", b"request_class", "request_id", b"request_id", "required_labels", b"required_labels", "session_id", b"session_id", "tenant", b"tenant", "ttft_deadline_ms", b"ttft_deadline_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteQuery: _TypeAlias = RouteQuery  # noqa: Y015
 
 @_typing.final
+class TtftObservation(_message.Message):
+    """How a prediction turned out, seen by the frontend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTED_TTFT_MS_FIELD_NUMBER: _builtins.int
+    OBSERVED_TTFT_MS_FIELD_NUMBER: _builtins.int
+    predicted_ttft_ms: _builtins.float
+    observed_ttft_ms: _builtins.float
+    """From the router's answer to the first token."""
+    def __init__(
+        self,
+        *,
+        predicted_ttft_ms: _builtins.float = ...,
+        observed_ttft_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["observed_ttft_ms", b"observed_ttft_ms", "predicted_ttft_ms", b"predicted_ttft_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TtftObservation: _TypeAlias = TtftObservation  # noqa: Y015
+
+@_typing.final
 class RouteRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     QUERY_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def query(self) -> Global___RouteQuery: ...
+    @_builtins.property
+    def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___TtftObservation]:
+        """Of earlier requests, whichever router routed them; at most 64."""
+
     def __init__(
         self,
         *,
         query: Global___RouteQuery | None = ...,
+        observations: _abc.Iterable[Global___TtftObservation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["observations", b"observations", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,10 +191,13 @@ class RouteResponse(_message.Message):
     PREFILL_FIELD_NUMBER: _builtins.int
     PREDICTED_TTFT_MS_FIELD_NUMBER: _builtins.int
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    WAITED_MS_FIELD_NUMBER: _builtins.int
     predicted_ttft_ms: _builtins.float
     """0 while the workers' speeds are not known."""
     predicted_cached_tokens: _builtins.int
     """Tokens expected to be found in the cache of the worker that computes the prompt."""
+    waited_ms: _builtins.float
+    """Time that the request waited in the router."""
     @_builtins.property
     def decode(self) -> Global___WorkerRef: ...
     @_builtins.property
@@ -141,10 +211,11 @@ class RouteResponse(_message.Message):
         prefill: Global___WorkerRef | None = ...,
         predicted_ttft_ms: _builtins.float = ...,
         predicted_cached_tokens: _builtins.int = ...,
+        waited_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill", b"_prefill", "decode", b"decode", "prefill", b"prefill"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill", b"_prefill", "decode", b"decode", "predicted_cached_tokens", b"predicted_cached_tokens", "predicted_ttft_ms", b"predicted_ttft_ms", "prefill", b"prefill"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill", b"_prefill", "decode", b"decode", "predicted_cached_tokens", b"predicted_cached_tokens", "predicted_ttft_ms", b"predicted_ttft_ms", "prefill", b"prefill", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill: _TypeAlias = _typing.Literal["prefill"]  # noqa: Y015
     _WhichOneofArgType__prefill: _TypeAlias = _typing.Literal["_prefill", b"_prefill"]  # noqa: Y015
@@ -270,6 +341,7 @@ class ExplainResponse(_message.Message):
     CHOSEN_FIELD_NUMBER: _builtins.int
     EXCLUDED_FIELD_NUMBER: _builtins.int
     NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     unit: _builtins.str
     """"ms" or "blocks"."""
@@ -285,6 +357,10 @@ class ExplainResponse(_message.Message):
     def excluded(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Workers left out, with the reason."""
 
+    @_builtins.property
+    def admission(self) -> Global___AdmissionView:
+        """Absent when the decision is remembered from earlier."""
+
     def __init__(
         self,
         *,
@@ -294,14 +370,61 @@ class ExplainResponse(_message.Message):
         chosen: Global___RouteResponse | None = ...,
         excluded: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         num_candidates: _builtins.int = ...,
+        admission: Global___AdmissionView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_admission", b"_admission", "admission", b"admission", "chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chosen", b"chosen", "excluded", b"excluded", "num_candidates", b"num_candidates", "policy", b"policy", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_admission", b"_admission", "admission", b"admission", "candidates", b"candidates", "chosen", b"chosen", "excluded", b"excluded", "num_candidates", b"num_candidates", "policy", b"policy", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__admission: _TypeAlias = _typing.Literal["admission"]  # noqa: Y015
+    _WhichOneofArgType__admission: _TypeAlias = _typing.Literal["_admission", b"_admission"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__admission) -> _WhichOneofReturnType__admission | None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class AdmissionView(_message.Message):
+    """What the router's queue makes of a request that comes now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    TTFT_BOUND_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    ERROR_FACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    verdict: _builtins.str
+    """"start", "wait" or "refuse"."""
+    num_waiting: _builtins.int
+    wait_ms: _builtins.float
+    """Predicted wait behind those that go first."""
+    ttft_bound_ms: _builtins.float
+    """Wait and time to first token, with the error that predictions had lately."""
+    deadline_ms: _builtins.float
+    """0: none."""
+    error_factor: _builtins.float
+    """Observed over predicted time to first token, at the quantile in use."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        verdict: _builtins.str = ...,
+        num_waiting: _builtins.int = ...,
+        wait_ms: _builtins.float = ...,
+        ttft_bound_ms: _builtins.float = ...,
+        deadline_ms: _builtins.float = ...,
+        error_factor: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "error_factor", b"error_factor", "num_waiting", b"num_waiting", "reason", b"reason", "ttft_bound_ms", b"ttft_bound_ms", "verdict", b"verdict", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+Global___AdmissionView: _TypeAlias = AdmissionView  # noqa: Y015
 
 @_typing.final
 class WatchClusterRequest(_message.Message):

@@ -57,7 +57,9 @@ class RouterServiceServicer:
     """
 
     def Route(self, request, context):
-        """Chooses workers and books their load. Not idempotent (each call books); deadline 1 s.
+        """Chooses workers and books their load. Not idempotent (each call books). A router answers, or sends its
+        initial metadata when the request has to wait for a worker, within 1 s; it holds a request for no longer
+        than its deadline and the router's queue allow. A call that ends early leaves the queue.
         INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
         when the request would miss its deadline, UNAVAILABLE when no worker can take it.
         """

@@ -34,7 +34,9 @@ class RouterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     Route: _grpc.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]
-    """Chooses workers and books their load. Not idempotent (each call books); deadline 1 s.
+    """Chooses workers and books their load. Not idempotent (each call books). A router answers, or sends its
+    initial metadata when the request has to wait for a worker, within 1 s; it holds a request for no longer
+    than its deadline and the router's queue allow. A call that ends early leaves the queue.
     INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
     when the request would miss its deadline, UNAVAILABLE when no worker can take it.
     """
@@ -51,7 +53,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]  # type: ignore[assignment]
-    """Chooses workers and books their load. Not idempotent (each call books); deadline 1 s.
+    """Chooses workers and books their load. Not idempotent (each call books). A router answers, or sends its
+    initial metadata when the request has to wait for a worker, within 1 s; it holds a request for no longer
+    than its deadline and the router's queue allow. A call that ends early leaves the queue.
     INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
     when the request would miss its deadline, UNAVAILABLE when no worker can take it.
     """
@@ -71,7 +75,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.RouteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.RouteResponse, _abc.Awaitable[_router_pb2.RouteResponse]]:
-        """Chooses workers and books their load. Not idempotent (each call books); deadline 1 s.
+        """Chooses workers and books their load. Not idempotent (each call books). A router answers, or sends its
+        initial metadata when the request has to wait for a worker, within 1 s; it holds a request for no longer
+        than its deadline and the router's queue allow. A call that ends early leaves the queue.
         INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
         when the request would miss its deadline, UNAVAILABLE when no worker can take it.
         """

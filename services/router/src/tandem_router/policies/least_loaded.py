@@ -14,10 +14,10 @@ class LeastLoaded:
 
     def choose(self, query: Query, view: ClusterView, limits: Limits) -> Decision:
         """As `Policy.choose`; equals take turns by the request's tie break."""
-        return choose_apart(self.name, "load", query, view, limits, _load)
+        return choose_apart(self.name, "load", query, view, limits, load_of)
 
 
-def _load(worker: WorkerView, prefill: bool) -> float:
+def load_of(worker: WorkerView, prefill: bool) -> float:
     """Blocks of prompt to compute, and on the decode side sequences too."""
     queued = worker.load.queued_prefill_tokens / worker.facts.block_size
     return queued if prefill else worker.load.num_sequences + queued

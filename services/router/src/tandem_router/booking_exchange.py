@@ -1,0 +1,202 @@
+"""Tells other routers what this one booked, and books what they tell: so several routers act as one.
+
+One Redis stream carries it all. Entries live for seconds: a router that starts reads those of the last few, and one
+that cannot reach Redis goes on with what it knows itself. Nothing waits for this: a decision is sent after it was
+answered, together with those made in the same moment.
+
+Routers that know the same choose the same, so a worker that is behind would be given as many requests at once as there
+are routers. Until the stream returns a booking of its own, with all that others decided before it, a router therefore
+takes every other one to have booked the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import redis.asyncio
+from google.protobuf.message import DecodeError
+from redis.exceptions import RedisError
+from tandem.v1 import cluster_pb2 as pb
+from tandem_common.keys import Keys
+from tandem_common.logs import get_logger
+
+from tandem_router.bookings import BookedLoad, Booking
+from tandem_router.cluster import Cluster
+from tandem_router.fairness import FairShares
+
+_FIELD = b"bookings"
+_BLOCK_MS = 200  # well below the time-out of every Redis call
+_ENTRIES_PER_READ = 256
+_MAX_STREAM = 10_000
+_MAX_UNSENT = 4096
+_MAX_PER_ENTRY = 256
+_GATHER_S = 0.001
+_BACKOFF_S = 0.5
+_MAX_TOKENS = 2**40
+_MAX_OTHERS = 15
+_SETTLE_S = 0.1  # the stream takes milliseconds; if not, it tells nothing that is worth waiting for
+
+_log = get_logger("bookings")
+
+
+class BookingExchange:
+    """Shares the bookings of one cluster view; `run` by its owner."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        keys: Keys,
+        router_id: str,
+        cluster: Cluster,
+        shares: FairShares,
+        *,
+        max_age_s: float,
+    ) -> None:
+        """`max_age_s`: how old bookings may be that a router starts with; also how long the stream outlives them."""
+        self._redis = client
+        self._key = keys.bookings()
+        self._router_id = router_id
+        self._cluster = cluster
+        self._shares = shares
+        self._max_age_s = max_age_s
+        self._others: dict[str, float] = {}  # routers heard of, and when
+        self._unsettled: deque[tuple[float, str, str]] = deque()  # time, model, request id
+        self._unsent: deque[pb.SharedBooking] = deque(maxlen=_MAX_UNSENT)
+        self._wake = asyncio.Event()
+
+    def share(
+        self, request_id: str, model: str, tenant: str, charged: int, bookings: Iterable[Booking]
+    ) -> None:
+        """Send soon; the oldest unsent ones make room while Redis is away."""
+        bookings = list(bookings)
+        if self._others:
+            self._cluster.expect_alike(request_id, model, bookings, min(len(self._others), _MAX_OTHERS))
+            self._unsettled.append((time.monotonic(), model, request_id))
+        loads = [
+            pb.BookedLoad(
+                worker_id=booking.worker_id,
+                epoch=booking.epoch,
+                num_sequences=booking.load.num_sequences,
+                num_prefilling=booking.load.num_prefilling,
+                queued_prefill_tokens=booking.load.queued_prefill_tokens,
+                decode_kv_tokens=booking.load.decode_kv_tokens,
+                num_blocks=booking.load.num_blocks,
+            )
+            for booking in bookings
+        ]
+        self._unsent.append(
+            pb.SharedBooking(
+                request_id=request_id, model=model, tenant=tenant, charged_tokens=charged, loads=loads
+            )
+        )
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send and receive until cancelled; both go on after Redis was away."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send())
+            tasks.create_task(self._receive())
+
+    async def _send(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(_GATHER_S)
+            self._wake.clear()
+            while self._unsent:
+                count = min(len(self._unsent), _MAX_PER_ENTRY)
+                entry = pb.SharedBookings(
+                    router_id=self._router_id, bookings=[self._unsent.popleft() for _ in range(count)]
+                )
+                try:
+                    async with self._redis.pipeline(transaction=False) as pipeline:
+                        pipeline.xadd(self._key, {_FIELD: entry.SerializeToString()}, maxlen=_MAX_STREAM)
+                        pipeline.pexpire(self._key, max(1000, round(2000 * self._max_age_s)))
+                        await pipeline.execute()
+                except (RedisError, OSError):
+                    # Bookings are worth seconds: what could not be sent now is not worth a second try.
+                    await asyncio.sleep(_BACKOFF_S)
+
+    async def _receive(self) -> None:
+        cursor: str | None = None
+        away = False
+        while True:
+            self._settle()
+            try:
+                if cursor is None:
+                    seconds, _ = await self._redis.time()
+                    cursor = f"{round(1000 * (seconds - self._max_age_s))}-0"
+                streams: Any = await self._redis.xread(
+                    {self._key: cursor}, count=_ENTRIES_PER_READ, block=_BLOCK_MS
+                )
+            except (RedisError, OSError) as error:
+                if not away:
+                    _log.warning("bookings of other routers cannot be read", error=str(error))
+                away = True
+                cursor = None  # Redis may have come back empty, with other ids
+                await asyncio.sleep(_BACKOFF_S)
+                continue
+            away = False
+            for _, entries in streams or ():
+                for entry_id, fields in entries:
+                    cursor = entry_id.decode()
+                    self._apply(fields.get(_FIELD, b""))
+            await asyncio.sleep(0)
+
+    def _settle(self, returned: Collection[str] = ()) -> None:
+        """End what was expected of others: for own bookings that the stream returned, and for those too old."""
+        now_s = time.monotonic()
+        done: dict[str, list[str]] = {}
+        while self._unsettled:
+            since_s, model, request_id = self._unsettled[0]
+            if request_id not in returned and now_s - since_s < _SETTLE_S:
+                break
+            done.setdefault(model, []).append(request_id)
+            self._unsettled.popleft()
+        for model, request_ids in done.items():
+            self._cluster.settle(model, request_ids)
+        for router_id in [
+            known for known, seen_s in self._others.items() if now_s - seen_s > self._max_age_s
+        ]:
+            del self._others[router_id]
+
+    def _apply(self, record: bytes) -> None:
+        """Book what another router says; what cannot be read is skipped."""
+        try:
+            entry = pb.SharedBookings.FromString(record)
+        except DecodeError:
+            return
+        now_s = time.monotonic()
+        if entry.router_id == self._router_id:
+            # Everything that others decided before this is known now.
+            self._settle({booking.request_id for booking in entry.bookings})
+            return
+        self._others[entry.router_id[:128]] = now_s
+        by_model: dict[str, list[tuple[str, list[Booking]]]] = {}
+        for shared in entry.bookings[:_MAX_PER_ENTRY]:
+            if not shared.request_id or len(shared.request_id) > 128:
+                continue
+            bookings = [_booking(load, now_s) for load in shared.loads[:2]]
+            by_model.setdefault(shared.model, []).append((shared.request_id, bookings))
+            if shared.tenant:
+                self._shares.charge(shared.tenant, min(shared.charged_tokens, _MAX_TOKENS))
+        for model, requests in by_model.items():
+            self._cluster.book_shared(model, requests)
+
+
+def _booking(load: pb.BookedLoad, now_s: float) -> Booking:
+    return Booking(
+        worker_id=load.worker_id,
+        epoch=load.epoch,
+        load=BookedLoad(
+            num_sequences=load.num_sequences,
+            num_prefilling=load.num_prefilling,
+            queued_prefill_tokens=min(load.queued_prefill_tokens, _MAX_TOKENS),
+            decode_kv_tokens=min(load.decode_kv_tokens, _MAX_TOKENS),
+            num_blocks=load.num_blocks,
+        ),
+        time_s=now_s,
+    )
