@@ -16,6 +16,7 @@ from tandem_engine.api import EngineInfo, ModelError
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
+from tandem_engine.torch_engine.linear import packs
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
 from tandem_engine.torch_engine.model import Transformer
 from tandem_engine.torch_engine.model_config import ModelConfig, load_model_config
@@ -57,7 +58,7 @@ class TorchRunner:
         shape = block_shape(model_config, config.block_size)
         with Weights(path, dtype=dtype, device=device) as weights:
             check_memory(
-                weight_bytes=weights.num_bytes(),
+                weight_bytes=weights.num_bytes() + _num_packed_copy_bytes(model_config, dtype, device),
                 kv_bytes=num_blocks * _num_bytes(shape, dtype),
                 available=available_bytes(device),
                 device=device,
@@ -163,6 +164,13 @@ def _dtype(wanted: str, device: str, model_config: ModelConfig) -> torch.dtype:
 
 def _num_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
+
+
+def _num_packed_copy_bytes(config: ModelConfig, dtype: torch.dtype, device: str) -> int:
+    """Embeddings that are the output's weight too lie in memory twice when the latter is packed."""
+    if not (config.tied_embeddings and packs(dtype, device)):
+        return 0
+    return _num_bytes((config.vocab_size, config.hidden_size), dtype)
 
 
 def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype) -> int:
