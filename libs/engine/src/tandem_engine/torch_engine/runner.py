@@ -15,6 +15,7 @@ from torch import Tensor
 from tandem_engine.api import EngineInfo, ModelError
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
+from tandem_engine.torch_engine.kernels import load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
 from tandem_engine.torch_engine.linear import packs
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
@@ -66,7 +67,12 @@ class TorchRunner:
             rotations = LayerRotations(model_config, max_context_tokens, dtype, device)
             self._model = Transformer(model_config, weights, rotations)
         self._cache = KVCache(
-            model_config, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype, device=device
+            model_config,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            kernels=load_kernels(dtype) if device == "cpu" else None,
         )
         self._windows = frozenset(model_config.windows)
         name = str(dtype).removeprefix("torch.")
