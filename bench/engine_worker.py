@@ -48,7 +48,7 @@ class Progress:
 
 
 def tandem(model: str) -> Run:
-    """This repository's torch engine, through the interface that the worker uses."""
+    """The torch engine of this repository, through the interface that the worker uses."""
     from tandem_common.generation import Generation, SamplingParams, StoppingParams
     from tandem_engine import create_engine
     from tandem_engine.config import EngineConfig

@@ -1,7 +1,8 @@
 """Paged attention: gather the blocks that a group of rows sees, and attend to them in one call.
 
-The same code runs on CPU and CUDA, but for rows that decode where there are kernels: these read the pool in place. A row's result does not depend on what else is in the batch, but for the
-rounding of sums: padded keys take part with a probability of exactly zero.
+The same code runs on CPU and CUDA, but for rows that decode where there are kernels: these read the pool in place.
+A row's result does not depend on what else is in the batch, but for the rounding of sums: padded keys take part
+with a probability of exactly zero.
 """
 
 from __future__ import annotations

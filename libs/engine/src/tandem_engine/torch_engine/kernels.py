@@ -17,6 +17,7 @@ import tempfile
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 from tandem_common.logs import get_logger
@@ -28,7 +29,8 @@ _STORAGE = {torch.float32: (), torch.bfloat16: ("-DSTORAGE_BFLOAT16",)}
 _COMPILE_TIMEOUT_S = 60.0
 _TASKS_PER_THREAD = 2
 # What decode_attention can do; as in kernels.c.
-_MAX_SHARED, _MAX_HEAD_DIM, _LANES, _MAX_BLOCK = 16, 256, 16, 128
+_MAX_SHARED, _MAX_HEAD_DIM, _MAX_BLOCK = 16, 256, 128
+LANES = 16  # numbers that a kernel takes at once: sizes must be multiples of it
 
 _log = get_logger(__name__)
 
@@ -44,13 +46,16 @@ class Kernels:
             ctypes.c_float,
         )
         self._decode_attention.restype = ctypes.c_int
+        self._rms_norm = _function(library.rms_norm, 3, 4, ctypes.c_float)
+        self._silu_gate = _function(library.silu_gate, 2, 2)
+        self._rotate = _function(library.rotate, 4, 4)
 
     @staticmethod
     def supports(*, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int) -> bool:
         """Whether `decode_attention` can do these sizes."""
         return (
             num_heads // num_kv_heads <= _MAX_SHARED
-            and head_dim % _LANES == 0
+            and head_dim % LANES == 0
             and head_dim <= _MAX_HEAD_DIM
             and block_size <= _MAX_BLOCK
         )
@@ -88,6 +93,36 @@ class Kernels:
         if status:
             raise ValueError(f"decode_attention does not support queries of shape {tuple(queries.shape)}")
         return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Norm over the last dimension of x (rows, size) or (tokens, heads, size), each token's heads contiguous."""
+        outer, size = x.shape[0], x.shape[-1]
+        out = torch.empty(x.shape, dtype=x.dtype)
+        inner = x.shape[1] if x.ndim == 3 else 1
+        self._rms_norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), outer, inner, size, x.stride(0), eps)
+        return out
+
+    def silu_gate(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of (rows, gate and up), contiguous: (rows, width)."""
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty((rows, width), dtype=gate_up.dtype)
+        self._silu_gate(out.data_ptr(), gate_up.data_ptr(), rows, width)
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """X * cos + swapped halves of x * sin; x (tokens, heads, size), each token's heads contiguous."""
+        out = torch.empty(x.shape, dtype=x.dtype)
+        tokens, heads, size = x.shape
+        self._rotate(
+            out.data_ptr(), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), tokens, heads, size, x.stride(0)
+        )
+        return out
+
+
+def _function(function: Any, num_pointers: int, num_sizes: int, *rest: Any) -> Any:
+    function.argtypes = (*(ctypes.c_void_p,) * num_pointers, *(ctypes.c_int64,) * num_sizes, *rest)
+    function.restype = None
+    return function
 
 
 @cache

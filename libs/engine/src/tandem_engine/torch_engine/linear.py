@@ -9,9 +9,14 @@ Without that it packs them anew in every product, which costs more than the prod
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
+
+# oneDNN as torch's own compiler calls it; there is no public name.
+_ONEDNN: Any = torch.ops.mkldnn
 
 # The layout is chosen for products of this many rows, and serves all others too.
 _PACKED_FOR_ROWS = 32
@@ -22,9 +27,9 @@ def packs(dtype: torch.dtype, device: str) -> bool:
     return (
         dtype is torch.bfloat16
         and device == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and torch._C._has_mkldnn  # noqa: SLF001 - what torch.backends.mkldnn.is_available() returns, typed
+        and hasattr(_ONEDNN, "_reorder_linear_weight")
+        and bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001
     )
 
 
@@ -37,12 +42,12 @@ class Linear:
         self._is_packed = packs(weight.dtype, weight.device.type)
         # (out_features, in_features), contiguous or packed
         self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS) if self._is_packed else weight
+            _ONEDNN._reorder_linear_weight(weight, _PACKED_FOR_ROWS) if self._is_packed else weight  # noqa: SLF001
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, in_features) to (rows, out_features), in x's dtype."""
         if self._is_packed:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            product: Tensor = _ONEDNN._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # noqa: SLF001
             return product
         return F.linear(x, self._weight, self._bias)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tandem_engine.api import EngineInfo, ModelError
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
-from tandem_engine.torch_engine.kernels import load_kernels
+from tandem_engine.torch_engine.kernels import Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
 from tandem_engine.torch_engine.linear import packs
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
@@ -72,7 +72,7 @@ class TorchRunner:
             block_size=config.block_size,
             dtype=dtype,
             device=device,
-            kernels=load_kernels(dtype) if device == "cpu" else None,
+            kernels=_kernels(model_config, dtype, device),
         )
         self._windows = frozenset(model_config.windows)
         name = str(dtype).removeprefix("torch.")
@@ -170,6 +170,13 @@ def _dtype(wanted: str, device: str, model_config: ModelConfig) -> torch.dtype:
 
 def _num_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
+
+
+def _kernels(config: ModelConfig, dtype: torch.dtype, device: str) -> Kernels | None:
+    """Those that decode; families that cap their scores have an attention of their own."""
+    if device != "cpu" or config.attention_softcap:
+        return None
+    return load_kernels(dtype)
 
 
 def _num_packed_copy_bytes(config: ModelConfig, dtype: torch.dtype, device: str) -> int:
