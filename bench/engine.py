@@ -173,8 +173,8 @@ def main() -> None:
     parser.add_argument("--kv-cache-mib", type=int, default=4400, help="per engine; 8000 for 64x1024 of 0.6b")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    # Two processes that share cores must not burn each other's time while they wait: the same for all engines.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # As the torch engine sets it for itself: where cores are shared, spinning threads would ruin every engine's figure.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     engines = [e for e in arguments.engines if arguments.vllm_python or not e.startswith("vllm")]
     cells = [cell for cell in CELLS if {cell.kind, cell.name} & set(arguments.cells)]
     content: dict[str, Any] = {"machine": describe_machine(), "models": {}}
