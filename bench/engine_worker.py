@@ -10,6 +10,7 @@ until every sequence had its first token, and until every one had its last. {} a
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import sys
@@ -98,10 +99,9 @@ def tandem(model: str) -> Run:
 def vllm(model: str, *, eager: bool) -> Run:
     """VLLM in one process, stepped by hand."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1")
-    from vllm import EngineArgs, LLMEngine, SamplingParams
-
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(
+    library: Any = importlib.import_module("vllm")  # in its own environment only
+    engine = library.LLMEngine.from_engine_args(
+        library.EngineArgs(
             model=model,
             skip_tokenizer_init=True,
             dtype="bfloat16",
@@ -119,7 +119,9 @@ def vllm(model: str, *, eager: bool) -> Run:
 
     def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
         progress = Progress(len(prompts))
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        params = library.SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+        )
         for prompt in prompts:
             engine.add_request(str(next(counter)), {"prompt_token_ids": prompt}, params)
         begun: set[str] = set()
@@ -137,7 +139,7 @@ def transformers(model: str) -> Run:
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
 
     def generate(prompts: Prompts, max_tokens: int) -> float:
         start = time.perf_counter()

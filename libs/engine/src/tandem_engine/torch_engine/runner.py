@@ -116,17 +116,17 @@ class TorchRunner:
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks into `out`."""
-        self._loaded_cache.read(block_ids, out)
+        self.cache.read(block_ids, out)
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
         """Fill blocks from `payload`."""
-        self._loaded_cache.write(block_ids, payload)
+        self.cache.write(block_ids, payload)
 
     @torch.inference_mode()
     def poison_blocks(self, block_ids: Sequence[int]) -> None:
         """Fill blocks with NaN."""
-        self._loaded_cache.poison(block_ids)
+        self.cache.poison(block_ids)
 
     def close(self) -> None:
         """Drop the model and the pool."""
@@ -134,18 +134,19 @@ class TorchRunner:
         self._cache = None
 
     @property
-    def _loaded_cache(self) -> KVCache:
+    def cache(self) -> KVCache:
+        """The pool; RuntimeError before `load`."""
         if self._cache is None:
             raise RuntimeError("the runner is not loaded")
         return self._cache
 
     def _inputs(self, batch: Batch) -> StepInputs:
-        return make_step_inputs(batch, self._loaded_cache, self._windows, self._dtype)
+        return make_step_inputs(batch, self.cache, self._windows, self._dtype)
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         if self._model is None:
             raise RuntimeError("the runner is not loaded")
-        cache = self._loaded_cache
+        cache = self.cache
         cache.clear(inputs.begun_blocks)
         return self._model(inputs, cache)
 
