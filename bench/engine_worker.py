@@ -137,13 +137,19 @@ def vllm(model: str, *, eager: bool) -> Run:
 def transformers(model: str) -> Run:
     """Plain `generate` on one padded batch; all prompts of a run are equally long."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
 
-    def generate(prompts: Prompts, max_tokens: int) -> float:
-        start = time.perf_counter()
+    def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+        progress = Progress(len(prompts))
         ids = torch.tensor(prompts)
+
+        def after_token(*_: object, **__: object) -> torch.Tensor:
+            if not progress.begin:
+                progress.first_tokens(len(prompts))
+            return torch.zeros(len(prompts), dtype=torch.bool)
+
         with torch.inference_mode():
             loaded.generate(
                 ids,
@@ -152,12 +158,9 @@ def transformers(model: str) -> Run:
                 min_new_tokens=max_tokens,
                 do_sample=False,
                 pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([after_token]),
             )
-        return time.perf_counter() - start
-
-    def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
-        begin = generate(prompts, 1)
-        return begin, generate(prompts, max_tokens) if max_tokens > 1 else begin
+        return progress.finish()
 
     return run
 
