@@ -118,14 +118,12 @@ def test_small_steps_equal_those_of_torch(loaded: Kernels, dtype: torch.dtype, r
     )
     gate_up = torch.cat((wide[:, 0] * 30, wide[:, 1]), -1)
     torch.testing.assert_close(
-        elementwise.silu_gate(gate_up).float(),
-        F.silu(gate_up[:, :64].float()) * gate_up[:, 64:].float(),
-        **tolerance,
+        elementwise.silu_gate(gate_up), F.silu(gate_up[:, :64]) * gate_up[:, 64:], **tolerance
     )
     cos, sin = (torch.randn(rows, 1, 64, generator=generator).to(dtype) for _ in range(2))
     torch.testing.assert_close(
-        elementwise.rotate(heads, cos, sin).float(),
-        heads.float() * cos.float() + heads.float().roll(32, -1) * sin.float(),
+        elementwise.rotate(heads, cos, sin),
+        torch.addcmul(heads * cos, heads.roll(32, -1), sin),
         **tolerance,
     )
 

@@ -41,6 +41,13 @@ static inline floats load(const number *from) {
 static inline void store(number *to, floats values) { memcpy(to, &values, sizeof values); }
 #endif
 
+/* What is kept of values that are stored: models are trained with these roundings, so each stays where it is. */
+static inline floats rounded(floats values) {
+    number stored[LANES];
+    store(stored, values);
+    return load(stored);
+}
+
 static inline float sum(floats values) {
     typedef float eight __attribute__((vector_size(32)));
     typedef float four __attribute__((vector_size(16)));
@@ -204,7 +211,7 @@ void silu_gate(number *out, const number *gate_up, int64_t rows, int64_t width) 
             ints negative = gate < 0.0f;
             floats e = exponential((floats)((ints)gate | INT32_MIN)); /* of -|gate| */
             floats top = (floats)(((ints)e & negative) | ((ints)((floats){0} + 1.0f) & ~negative));
-            store(out + row * width + i, gate * up * top / (1.0f + e));
+            store(out + row * width + i, rounded(gate * top / (1.0f + e)) * up);
         }
     }
 }
@@ -220,7 +227,8 @@ void rotate(number *out, const number *x, const number *cos, const number *sin, 
             number *to = out + (token * heads + head) * size;
             for (int64_t i = 0; i < size; i += LANES) {
                 floats swapped = load(from + (i < size / 2 ? i + size / 2 : i - size / 2));
-                store(to + i, load(from + i) * load(cos + token * size + i) + swapped * load(sin + token * size + i));
+                floats turned = rounded(load(from + i) * load(cos + token * size + i));
+                store(to + i, turned + swapped * load(sin + token * size + i));
             }
         }
 }
