@@ -20,15 +20,30 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tandem_engine.torch_engine.kernels import Kernels
 from tandem_engine.torch_engine.model_config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of all blocks of one model."""
+    """Keys and values of all blocks of one model, and the kernels that attend to them in place, if any."""
 
     def __init__(
-        self, config: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
+        self,
+        config: ModelConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: str,
+        kernels: Kernels | None = None,
     ) -> None:
+        supported = Kernels.supports(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+        )
+        self.kernels = kernels if supported else None
         self.block_size = block_size
         self.num_layers = config.num_layers
         self.block_shape = block_shape(config, block_size)
@@ -40,6 +55,11 @@ class KVCache:
     def num_blocks(self) -> int:
         """Blocks in the pool."""
         return self._pool.shape[0]
+
+    @property
+    def pool(self) -> Tensor:
+        """Everything: (num_blocks, layers, 2, block_size, kv_heads, head_dim)."""
+        return self._pool
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from tandem_engine.torch_engine.elementwise import silu_gate
 from tandem_engine.torch_engine.linear import Linear
 from tandem_engine.torch_engine.model_config import ExpertsConfig, ModelConfig
 from tandem_engine.torch_engine.projections import load_linear
@@ -30,7 +31,10 @@ class MLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to (tokens, hidden)."""
-        gate, up = self._gate_up(x).chunk(2, -1)
+        gate_up = self._gate_up(x)
+        if self._activation is F.silu:
+            return self._down(silu_gate(gate_up))
+        gate, up = gate_up.chunk(2, -1)
         return self._down(self._activation(gate).mul_(up))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from tandem_engine.torch_engine.elementwise import rms_norm
 from tandem_engine.torch_engine.model_config import ModelConfig
 from tandem_engine.torch_engine.weights import Weights
 
@@ -21,6 +22,8 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Norm of x (..., size), in x's shape and dtype."""
+        if self._weight.dtype is x.dtype:
+            return rms_norm(x, self._weight, self._eps)
         return F.rms_norm(x.to(self._weight.dtype), self._weight.shape, self._weight, self._eps).to(x.dtype)
 
 

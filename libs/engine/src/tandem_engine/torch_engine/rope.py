@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tandem_engine.torch_engine import elementwise
 from tandem_engine.torch_engine.model_config import ModelConfig
 from tandem_engine.torch_engine.rope_config import RopeConfig
 
@@ -78,4 +79,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rotary_dim = cos.shape[-1]
     if rotary_dim < x.shape[-1]:
         return torch.cat((rotate(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]), -1)
-    return torch.addcmul(x * cos, x.roll(rotary_dim // 2, -1), sin)
+    return elementwise.rotate(x, cos, sin)

@@ -15,7 +15,9 @@ from torch import Tensor
 from tandem_engine.api import EngineInfo, ModelError
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
+from tandem_engine.torch_engine.kernels import Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
+from tandem_engine.torch_engine.linear import packs
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
 from tandem_engine.torch_engine.model import Transformer
 from tandem_engine.torch_engine.model_config import ModelConfig, load_model_config
@@ -57,7 +59,7 @@ class TorchRunner:
         shape = block_shape(model_config, config.block_size)
         with Weights(path, dtype=dtype, device=device) as weights:
             check_memory(
-                weight_bytes=weights.num_bytes(),
+                weight_bytes=weights.num_bytes() + _num_packed_copy_bytes(model_config, dtype, device),
                 kv_bytes=num_blocks * _num_bytes(shape, dtype),
                 available=available_bytes(device),
                 device=device,
@@ -65,7 +67,12 @@ class TorchRunner:
             rotations = LayerRotations(model_config, max_context_tokens, dtype, device)
             self._model = Transformer(model_config, weights, rotations)
         self._cache = KVCache(
-            model_config, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype, device=device
+            model_config,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
+            kernels=_kernels(model_config, dtype, device),
         )
         self._windows = frozenset(model_config.windows)
         name = str(dtype).removeprefix("torch.")
@@ -109,17 +116,17 @@ class TorchRunner:
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks into `out`."""
-        self._loaded_cache.read(block_ids, out)
+        self.cache.read(block_ids, out)
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
         """Fill blocks from `payload`."""
-        self._loaded_cache.write(block_ids, payload)
+        self.cache.write(block_ids, payload)
 
     @torch.inference_mode()
     def poison_blocks(self, block_ids: Sequence[int]) -> None:
         """Fill blocks with NaN."""
-        self._loaded_cache.poison(block_ids)
+        self.cache.poison(block_ids)
 
     def close(self) -> None:
         """Drop the model and the pool."""
@@ -127,18 +134,19 @@ class TorchRunner:
         self._cache = None
 
     @property
-    def _loaded_cache(self) -> KVCache:
+    def cache(self) -> KVCache:
+        """The pool; RuntimeError before `load`."""
         if self._cache is None:
             raise RuntimeError("the runner is not loaded")
         return self._cache
 
     def _inputs(self, batch: Batch) -> StepInputs:
-        return make_step_inputs(batch, self._loaded_cache, self._windows, self._dtype)
+        return make_step_inputs(batch, self.cache, self._windows, self._dtype)
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         if self._model is None:
             raise RuntimeError("the runner is not loaded")
-        cache = self._loaded_cache
+        cache = self.cache
         cache.clear(inputs.begun_blocks)
         return self._model(inputs, cache)
 
@@ -163,6 +171,20 @@ def _dtype(wanted: str, device: str, model_config: ModelConfig) -> torch.dtype:
 
 def _num_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
+
+
+def _kernels(config: ModelConfig, dtype: torch.dtype, device: str) -> Kernels | None:
+    """Those that decode; families that cap their scores have an attention of their own."""
+    if device != "cpu" or config.attention_softcap:
+        return None
+    return load_kernels(dtype)
+
+
+def _num_packed_copy_bytes(config: ModelConfig, dtype: torch.dtype, device: str) -> int:
+    """Embeddings that are the output's weight too lie in memory twice when the latter is packed."""
+    if not (config.tied_embeddings and packs(dtype, device)):
+        return 0
+    return _num_bytes((config.vocab_size, config.hidden_size), dtype)
 
 
 def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype) -> int:

@@ -19,6 +19,15 @@ from tandem_engine.torch_engine.kv_cache import KVCache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeRows:
+    """Rows with one new token each, for the kernel that reads the pool in place: nothing to gather or mask."""
+
+    block_rows: Tensor  # (rows, blocks): keys' rows of layer 0
+    starts: Tensor  # (rows,): the first key that a row sees, counted in the slots of its block rows
+    counts: Tensor  # (rows,): one past the last
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RowGroup:
     """Rows that attend in one call, in one kind of layer (the window decides the kind).
 
@@ -33,6 +42,7 @@ class RowGroup:
     block_rows: Tensor  # (2 * rows * blocks,): keys' rows, then values', of layer 0
     mask: Tensor | None  # (rows, 1, queries, keys)
     is_causal: bool
+    decodes: DecodeRows | None = None  # set when the cache has kernels: the group is for them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +62,7 @@ class StepInputs:
 def make_step_inputs(batch: Batch, cache: KVCache, windows: frozenset[int], dtype: torch.dtype) -> StepInputs:
     """Flatten a batch; reads it and keeps nothing of it."""
     block_size, sequences = cache.block_size, batch.sequences
-    groups = _grouped(sequences)
+    groups = _grouped(sequences, one_for_decodes=cache.kernels is not None)
     token_ids, positions, slots, last_tokens = array("q"), array("q"), array("q"), array("q")
     drawing: list[int] = []
     begun_blocks: list[int] = []
@@ -86,8 +96,8 @@ def make_step_inputs(batch: Batch, cache: KVCache, windows: frozenset[int], dtyp
     )
 
 
-def _grouped(sequences: Sequence[ScheduledSequence]) -> list[list[int]]:
-    """Indexes of the rows that attend together."""
+def _grouped(sequences: Sequence[ScheduledSequence], *, one_for_decodes: bool) -> list[list[int]]:
+    """Indexes of the rows that attend together; `one_for_decodes` when padding costs rows that decode nothing."""
 
     def size(index: int) -> tuple[int, bool, int]:
         row = sequences[index]
@@ -97,7 +107,8 @@ def _grouped(sequences: Sequence[ScheduledSequence]) -> list[list[int]]:
     lead = (0, False, 0)
     for index in sorted(range(len(sequences)), key=size):
         new, begins, keys = size(index)
-        if (new, begins) != lead[:2] or keys > 2 * lead[2]:
+        is_near = keys <= 2 * lead[2] or (one_for_decodes and new == 1)
+        if (new, begins) != lead[:2] or not is_near:
             groups.append([])
             lead = (new, begins, keys)
         groups[-1].append(index)
@@ -136,6 +147,28 @@ def _row_group(
         # Padding repeats a block of the row's own: never garbage, always masked.
         blocks.extend([own[0]] * (num_blocks - len(own)))
     key_rows = _tensor(blocks, cache.device) * cache.block_rows_per_block
+    if num_queries == 1 and cache.kernels is not None:
+        starts = array(
+            "q",
+            [
+                max(0, row.position - window) - first * block_size if window else 0
+                for row, first in zip(rows, first_blocks, strict=True)
+            ],
+        )
+        return RowGroup(
+            start=start,
+            num_rows=len(rows),
+            num_queries=1,
+            num_keys=width,
+            block_rows=key_rows,
+            mask=None,
+            is_causal=False,
+            decodes=DecodeRows(
+                block_rows=key_rows.view(len(rows), num_blocks),
+                starts=_tensor(starts, cache.device),
+                counts=_tensor(array("q", num_keys), cache.device),
+            ),
+        )
     is_causal = num_queries > 1 and rows[0].num_computed_tokens == 0 and (not window or width <= window)
     hides = num_queries > 1 or min(num_keys) < width or (0 < window < width)
     return RowGroup(

@@ -1,0 +1,192 @@
+"""One engine in a process of its own, told by `bench/engine.py` what to run: JSON lines in, JSON lines out.
+
+    python bench/engine_worker.py tandem|vllm|vllm-compiled|transformers MODEL_DIR
+
+It runs in whatever environment has the engine, so it imports nothing else of this repository. A run is
+{"prompts": [[token, ...], ...], "max_tokens": n}; its answer is {"begin": s, "end": s}: seconds from the start
+until every sequence had its first token, and until every one had its last. {} asks for the engine's start only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Prompts = list[list[int]]
+Run = Callable[[Prompts, int], tuple[float, float]]
+
+MAX_CONTEXT = 4096
+MAX_SEQUENCES = 64
+STEP_TOKENS = 2048
+KV_CACHE_MIB = int(os.environ.get("BENCH_KV_CACHE_MIB", "1024"))
+
+
+class Progress:
+    """When every sequence had its first token, and when its last."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self._waiting = num_sequences
+        self._start = time.perf_counter()
+        self.begin = 0.0
+        self.end = 0.0
+
+    def first_tokens(self, count: int) -> None:
+        """So many more sequences have begun."""
+        self._waiting -= count
+        if not self._waiting and not self.begin:
+            self.begin = time.perf_counter() - self._start
+
+    def finish(self) -> tuple[float, float]:
+        """All are done."""
+        self.end = time.perf_counter() - self._start
+        return self.begin, self.end
+
+
+def tandem(model: str) -> Run:
+    """The torch engine of this repository, through the interface that the worker uses."""
+    from tandem_common.generation import Generation, SamplingParams, StoppingParams
+    from tandem_engine import create_engine
+    from tandem_engine.config import EngineConfig
+
+    config = EngineConfig(
+        model=model,
+        dtype="bfloat16",
+        max_context_tokens=MAX_CONTEXT,
+        max_step_tokens=STEP_TOKENS,
+        max_sequences=MAX_SEQUENCES,
+        kv_cache_mib=KV_CACHE_MIB,
+    )
+    loop = asyncio.new_event_loop()
+    engine = create_engine(config)
+    loop.run_until_complete(engine.start())
+    steps = engine.steps()
+    counter = iter(range(1 << 62))
+
+    async def run_async(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+        progress = Progress(len(prompts))
+        for prompt in prompts:
+            engine.submit(
+                Generation(
+                    request_id=f"req-{next(counter):032x}",
+                    token_ids=tuple(prompt),
+                    num_prompt_tokens=len(prompt),
+                    namespace=bytes(16),
+                    sampling=SamplingParams(temperature=0.0),
+                    stopping=StoppingParams(max_tokens=max_tokens),
+                )
+            )
+        unfinished = len(prompts)
+        begun: set[str] = set()
+        while unfinished:
+            step = await anext(steps)
+            if step.failures:
+                raise RuntimeError(str(step.failures))
+            new = {token.request_id for token in step.tokens} - begun
+            begun |= new
+            progress.first_tokens(len(new))
+            unfinished -= sum(token.finish_reason is not None for token in step.tokens)
+        return progress.finish()
+
+    return lambda prompts, max_tokens: loop.run_until_complete(run_async(prompts, max_tokens))
+
+
+def vllm(model: str, *, eager: bool) -> Run:
+    """VLLM in one process, stepped by hand."""
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1")
+    library: Any = importlib.import_module("vllm")  # in its own environment only
+    engine = library.LLMEngine.from_engine_args(
+        library.EngineArgs(
+            model=model,
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_model_len=MAX_CONTEXT,
+            max_num_batched_tokens=STEP_TOKENS,
+            max_num_seqs=MAX_SEQUENCES,
+            enable_prefix_caching=False,
+            enforce_eager=eager,
+            distributed_executor_backend="uni",
+            kv_cache_memory_bytes=KV_CACHE_MIB << 20,
+            disable_log_stats=True,
+        )
+    )
+    counter = iter(range(1 << 62))
+
+    def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+        progress = Progress(len(prompts))
+        params = library.SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+        )
+        for prompt in prompts:
+            engine.add_request(str(next(counter)), {"prompt_token_ids": prompt}, params)
+        begun: set[str] = set()
+        while engine.has_unfinished_requests():
+            new = {output.request_id for output in engine.step() if output.outputs[0].token_ids} - begun
+            begun |= new
+            progress.first_tokens(len(new))
+        return progress.finish()
+
+    return run
+
+
+def transformers(model: str) -> Run:
+    """Plain `generate` on one padded batch; all prompts of a run are equally long."""
+    import torch
+    from transformers import AutoModelForCausalLM, StoppingCriteriaList
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+
+    def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+        progress = Progress(len(prompts))
+        ids = torch.tensor(prompts)
+
+        def after_token(*_: object, **__: object) -> torch.Tensor:
+            if not progress.begin:
+                progress.first_tokens(len(prompts))
+            return torch.zeros(len(prompts), dtype=torch.bool)
+
+        with torch.inference_mode():
+            loaded.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_tokens,
+                min_new_tokens=max_tokens,
+                do_sample=False,
+                pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([after_token]),
+            )
+        return progress.finish()
+
+    return run
+
+
+def main() -> None:
+    """Load, then answer runs until the input ends."""
+    # What the engines print must not get between our lines.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    name, model = sys.argv[1:3]
+    start = time.perf_counter()
+    engines: dict[str, Callable[[str], Run]] = {
+        "tandem": tandem,
+        "vllm": lambda path: vllm(path, eager=True),
+        "vllm-compiled": lambda path: vllm(path, eager=False),
+        "transformers": transformers,
+    }
+    run = engines[name](model)
+    print(json.dumps({"ready": time.perf_counter() - start}), file=answers)
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        begin, end = run(request["prompts"], request["max_tokens"])
+        print(json.dumps({"begin": begin, "end": end}), file=answers)
+    answers.close()
+    os._exit(0)  # some engines' threads would keep the process
+
+
+if __name__ == "__main__":
+    main()

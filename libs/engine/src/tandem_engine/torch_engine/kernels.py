@@ -1,0 +1,186 @@
+"""Kernels in C for what torch has no operator for on a CPU, compiled once per machine at first use.
+
+Where there is no C compiler, or whatever else is lacking, there are no kernels, and callers go on with torch's own
+operators: slower, and equal but for rounding. The compiled library lies in the user's cache directory under a
+name that depends on the source, the compiler and the processor, so that it can never be the wrong one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from tandem_common.logs import get_logger
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+_STORAGE = {torch.float32: (), torch.bfloat16: ("-DSTORAGE_BFLOAT16",)}
+_COMPILE_TIMEOUT_S = 60.0
+_TASKS_PER_THREAD = 2
+# What decode_attention can do; as in kernels.c.
+_MAX_SHARED, _MAX_HEAD_DIM, _MAX_BLOCK = 16, 256, 128
+LANES = 16  # numbers that a kernel takes at once: sizes must be multiples of it
+
+_log = get_logger(__name__)
+
+
+class Kernels:
+    """The kernels of one dtype. Tensors are on the CPU, of that dtype, and live until the call returns."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._decode_attention = library.decode_attention
+        self._decode_attention.argtypes = (
+            *(ctypes.c_void_p,) * 6,
+            *(ctypes.c_int64,) * 9,
+            ctypes.c_float,
+        )
+        self._decode_attention.restype = ctypes.c_int
+        self._rms_norm = _function(library.rms_norm, 3, 4, ctypes.c_float)
+        self._silu_gate = _function(library.silu_gate, 2, 2)
+        self._rotate = _function(library.rotate, 4, 4)
+
+    @staticmethod
+    def supports(*, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int) -> bool:
+        """Whether `decode_attention` can do these sizes."""
+        return (
+            num_heads // num_kv_heads <= _MAX_SHARED
+            and head_dim % LANES == 0
+            and head_dim <= _MAX_HEAD_DIM
+            and block_size <= _MAX_BLOCK
+        )
+
+    def decode_attention(
+        self, queries: Tensor, pool: Tensor, block_rows: Tensor, starts: Tensor, counts: Tensor, layer: int
+    ) -> Tensor:
+        """One query per row and head against the row's keys [starts, counts), of `queries`' shape.
+
+        `queries` (rows, heads, head_dim) has its heads contiguous; `pool` as in KVCache; `block_rows` (rows, blocks)
+        are block rows of layer 0's keys; `starts` and `counts` (rows,); all three int64 and contiguous. Scores are
+        scaled by 1/sqrt(head_dim).
+        """
+        num_rows, num_heads, head_dim = queries.shape
+        out = torch.empty((num_rows, num_heads, head_dim), dtype=queries.dtype)
+        status = self._decode_attention(
+            out.data_ptr(),
+            queries.data_ptr(),
+            pool.data_ptr(),
+            block_rows.data_ptr(),
+            starts.data_ptr(),
+            counts.data_ptr(),
+            num_rows,
+            block_rows.shape[1],
+            2 * layer,
+            pool.shape[3],
+            num_heads,
+            pool.shape[4],
+            head_dim,
+            queries.stride(0),
+            # Few rows are split by heads, to give every thread something to do.
+            min(pool.shape[4], -(-_TASKS_PER_THREAD * torch.get_num_threads() // num_rows)),
+            head_dim**-0.5,
+        )
+        if status:
+            raise ValueError(f"decode_attention does not support queries of shape {tuple(queries.shape)}")
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Norm over the last dimension of x (rows, size) or (tokens, heads, size), each token's heads contiguous."""
+        outer, size = x.shape[0], x.shape[-1]
+        out = torch.empty(x.shape, dtype=x.dtype)
+        inner = x.shape[1] if x.ndim == 3 else 1
+        self._rms_norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), outer, inner, size, x.stride(0), eps)
+        return out
+
+    def silu_gate(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of (rows, gate and up), contiguous: (rows, width)."""
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty((rows, width), dtype=gate_up.dtype)
+        self._silu_gate(out.data_ptr(), gate_up.data_ptr(), rows, width)
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """X * cos + swapped halves of x * sin; x (tokens, heads, size), each token's heads contiguous."""
+        out = torch.empty(x.shape, dtype=x.dtype)
+        tokens, heads, size = x.shape
+        self._rotate(
+            out.data_ptr(), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), tokens, heads, size, x.stride(0)
+        )
+        return out
+
+
+def _function(function: Any, num_pointers: int, num_sizes: int, *rest: Any) -> Any:
+    function.argtypes = (*(ctypes.c_void_p,) * num_pointers, *(ctypes.c_int64,) * num_sizes, *rest)
+    function.restype = None
+    return function
+
+
+@cache
+def load_kernels(dtype: torch.dtype) -> Kernels | None:
+    """The kernels for tensors of `dtype`, compiled now unless they were before; None when that is not possible."""
+    try:
+        return Kernels(ctypes.CDLL(str(_compiled(_cache_directory(), _STORAGE[dtype]))))
+    except (OSError, subprocess.SubprocessError, KeyError, AttributeError) as error:
+        _log.info("kernels.unavailable", reason=f"{type(error).__name__}: {error}")
+        return None
+
+
+def _compiled(directory: Path, definitions: tuple[str, ...]) -> Path:
+    """The library, from the cache or freshly made; OSError or SubprocessError when it cannot be."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or sys.platform != "linux":
+        raise OSError("no C compiler")
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
+    ).stdout
+    parts = (_SOURCE.read_bytes(), version, _processor(), " ".join((*_FLAGS, *definitions)).encode())
+    library = directory / f"{blake2b(b'|'.join(parts), digest_size=16).hexdigest()}.so"
+    if not library.exists():
+        # Several workers may start at once: each compiles for itself, and the last one's file stays.
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            made = Path(folder) / "kernels.so"
+            command = [
+                compiler,
+                *_FLAGS,
+                *definitions,
+                "-Wno-psabi",
+                "-shared",
+                "-o",
+                str(made),
+                str(_SOURCE),
+            ]
+            subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
+            made.replace(library)
+    return library
+
+
+def _cache_directory() -> Path:
+    """A directory that nobody else can write to; OSError when there is none: what lies in it is executed."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    directory = Path(base) / "tandem" / "kernels"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise OSError("the kernel cache directory is writable by others")
+    return directory
+
+
+def _processor() -> bytes:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.machine().encode()
+    return b"".join(
+        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
+    )
