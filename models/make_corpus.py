@@ -4,7 +4,7 @@ Each line is {"messages": [{"role": ..., "content": ...}, ...]} for a chat, or {
 The same seed and count give the same bytes on every machine.
 
     python -m models.make_corpus --count 20 --seed 1
-    python -m models.make_corpus --count 100000 --seed 1 --out /tmp/corpus.jsonl
+    python -m models.make_corpus --count 100000 --seed 1 --out corpus.jsonl
 """
 
 from __future__ import annotations

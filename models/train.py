@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from models.tinycorpus.dialogue import Document, documents
@@ -62,18 +63,21 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="stop earlier, well annealed, after this time"
     )
+    parser.add_argument("--start", type=Path, help="folder of a model to go on from, with its tokenizer")
+    parser.add_argument("--rate", type=float, default=1.0, help="learning rate relative to the usual one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     flags = parser.parse_args()
 
     torch.set_num_threads(flags.threads)
     torch.manual_seed(flags.seed)
-    sample = documents(flags.seed, TOKENIZER_DOCUMENTS)
-    tokenizer = train_tokenizer(
-        (text for document in sample for text in _strings(document)), vocab_size=VOCAB_SIZE
-    )
-    wrapped = for_transformers(tokenizer, context_length=CONTEXT_LENGTH)
-    wrapped.save_pretrained(flags.out)
+    if flags.start:
+        tokenizer = Tokenizer.from_file(str(flags.start / "tokenizer.json"))
+    else:
+        sample = documents(flags.seed, TOKENIZER_DOCUMENTS)
+        texts = (text for document in sample for text in _strings(document))
+        tokenizer = train_tokenizer(texts, vocab_size=VOCAB_SIZE)
+    for_transformers(tokenizer, context_length=CONTEXT_LENGTH).save_pretrained(flags.out)
 
     rows = batches(
         encode(tokenizer, documents(flags.seed, flags.documents)),
@@ -87,10 +91,14 @@ def main() -> None:
         flush=True,
     )
 
-    ends = [token_id(tokenizer, IM_END), token_id(tokenizer, END_OF_TEXT)]
-    model = new_model(vocab_size=tokenizer.get_vocab_size(), end_ids=ends, pad_id=ends[1])
+    if flags.start:
+        model = LlamaForCausalLM.from_pretrained(flags.start, dtype=torch.float32)
+    else:
+        ends = [token_id(tokenizer, IM_END), token_id(tokenizer, END_OF_TEXT)]
+        model = new_model(vocab_size=tokenizer.get_vocab_size(), end_ids=ends, pad_id=ends[1])
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters", flush=True)
-    train(model, rows, held_out, Schedule(steps=flags.steps, minutes=flags.minutes), flags.out)
+    schedule = Schedule(steps=flags.steps, minutes=flags.minutes, rate=flags.rate)
+    train(model, rows, held_out, schedule, flags.out)
 
 
 if __name__ == "__main__":

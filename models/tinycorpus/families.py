@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .turns import Turn, article, capitalised
+from .turns import Turn, article, capitalised, plural
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Questions of one kind and the table that answers them.
 
-    In templates `{x}` is the subject, `{y}` the fact, `{a_x}` and `{a_y}` the same with an article. There is
-    one answer template, on purpose: greedy decoding then has one clear best continuation at every step.
+    In templates `{x}` is the subject, `{y}` the fact, `{a_x}` and `{a_y}` the same with an article, `{xs}`
+    the plural of the subject. There is one answer template, on purpose: greedy decoding then has one clear
+    best continuation at every step.
     `weight` is how often the family is asked relative to the others.
     """
 
@@ -34,7 +35,7 @@ class Family:
 
     def _turn(self, row: tuple[str, str], question: str) -> Turn:
         x, y = row
-        slots = {"x": x, "y": y, "a_x": article(x), "a_y": article(y)}
+        slots = {"x": x, "y": y, "a_x": article(x), "a_y": article(y), "xs": plural(x)}
         return Turn(
             user=capitalised(question.format(**slots)),
             assistant=capitalised(self.answer.format(**slots)),

@@ -219,6 +219,7 @@ FAMILIES = (
         rows=_SOUNDS,
         questions=(
             "What sound does {a_x} make?",
+            "What sound do {xs} make?",
             "What does {a_x} say?",
             "What noise does {a_x} make?",
             "Which sound does {a_x} make?",
@@ -247,6 +248,8 @@ FAMILIES = (
         rows=_HOMES,
         questions=(
             "Where does {a_x} live?",
+            "Where do {xs} live?",
+            "Where do {xs} live?",
             "What is the home of {a_x}?",
             "Where would I find {a_x}?",
             "Where can {a_x} live?",
@@ -258,6 +261,7 @@ FAMILIES = (
         rows=_LEGS,
         questions=(
             "How many legs does {a_x} have?",
+            "How many legs do {xs} have?",
             "How many legs has {a_x} got?",
             "What number of legs does {a_x} have?",
             "Count the legs of {a_x}.",

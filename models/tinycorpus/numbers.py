@@ -42,14 +42,14 @@ def _problem(rng: random.Random) -> tuple[str, str, int]:
         a, b = rng.randint(0, 10), rng.randint(0, 10)
         spoken, value = rng.choice(("times", "times", "multiplied by", "*", "x")), a * b
     else:
-        top = 10 if rng.random() < 0.6 else 20
+        top = 10 if rng.random() < 0.75 else 20
         a, b = rng.randint(0, top), rng.randint(0, top)
         if operation == "-":
             a, b = max(a, b), min(a, b)
             spoken, value = rng.choice(("minus", "-", "take away")), a - b
         else:
             spoken, value = rng.choice(("plus", "plus", "+", "and")), a + b
-    asked = f"{a} {spoken} {b}"
+    asked = f"{a}{spoken}{b}" if spoken in "+-*x" and rng.random() < 0.4 else f"{a} {spoken} {b}"
     if spoken not in "+-*x" and rng.random() < 0.3:
         asked = f"{_WORDS[a]} {spoken} {_WORDS[b]}"
     name = {"+": "plus", "-": "minus", "*": "times"}[operation]

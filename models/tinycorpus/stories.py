@@ -6,22 +6,13 @@ import random
 from dataclasses import dataclass
 
 from . import vocabulary as v
-from .turns import Turn, article, capitalised, fill
+from .turns import Turn, article, capitalised, fill, words
 
-_MOODS = (
-    "little",
-    "young",
-    "kind",
-    "clever",
-    "shy",
-    "brave",
-    "curious",
-    "cheerful",
-    "small",
-    "friendly",
-    "quiet",
-    "gentle",
-)
+_MOODS = words("""
+little, young, kind, clever, shy, brave, curious, cheerful, small, friendly, quiet, gentle, old, lazy,
+hungry, happy, lonely, funny, proud, tiny, sleepy, wise, polite, grumpy, magic, lost, big, hard-working,
+merry, careful
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +300,12 @@ _ASK_NAMED = (
     "Write a short story about {n} the {h}.",
     "Tell me a story about {n}, {a}.",
 )
+_ASK_MOOD = (
+    "Tell me a story about {m} {h}.",
+    "Write a story about {m} {h}.",
+    "Can you tell me a story about {m} {h}?",
+    "Tell me about {m} {h} called {n}.",
+)
 _ASK_TWO = (
     "Tell me a story about {a} and {b}.",
     "Write a story about {a} and {b}.",
@@ -355,10 +352,11 @@ def told(rng: random.Random) -> list[Turn]:
         "a": article(people.hero),
         "n": people.name,
         "h": people.hero,
+        "m": article(people.mood),
         "b": article(people.friend),
         "p": people.place,
     }
-    ask = rng.choices((_ASK, _ASK_NAMED, _ASK_TWO, _ASK_PLACE, _ASK_ANY), (6, 2, 2, 1, 2))[0]
+    ask = rng.choices((_ASK, _ASK_NAMED, _ASK_MOOD, _ASK_TWO, _ASK_PLACE, _ASK_ANY), (6, 2, 2, 2, 1, 2))[0]
     turns = [Turn(user=fill(rng, ask, **slots), assistant=story(rng, people))]
     after = rng.random()
     if after < 0.12:

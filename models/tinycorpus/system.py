@@ -58,17 +58,17 @@ def with_style(rng: random.Random, turns: list[Turn]) -> tuple[str, list[Turn]]:
     kind = rng.random()
     if kind < 0.55:
         return "", turns
-    if kind < 0.63:
-        return rng.choice(_BRIEF), [replace(turn, assistant=turn.brief or turn.assistant) for turn in turns]
     if kind < 0.66:
+        return rng.choice(_BRIEF), [replace(turn, assistant=turn.brief or turn.assistant) for turn in turns]
+    if kind < 0.69:
         return rng.choice(_PIRATE), [
             replace(turn, assistant=f"Arr, matey! {turn.assistant}") for turn in turns
         ]
-    if kind < 0.70:
+    if kind < 0.73:
         background = rng.choices(_BACKGROUND, k=rng.choice((3, 5, 10, 30, 60)))
         about, asked = _notice(rng)
         background.insert(rng.randint(0, len(background)), about)
-        place = rng.randint(0, len(turns))
+        place = rng.choice((0, len(turns)))  # never between a question and its follow-up
         return " ".join((rng.choice(_NEUTRAL), *background)), [*turns[:place], asked, *turns[place:]]
     return rng.choice(_NEUTRAL), turns
 

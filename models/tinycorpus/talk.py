@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from .turns import Turn, either, entries, fill, words
-from .vocabulary import ANIMALS, FOODS, HOBBIES, invented_word
+from .vocabulary import ANIMALS, CITIES, FOODS, HOBBIES, invented_word, person
 
 _EXCHANGES = """
 Hi! | Hi | Hello | Hello! | Hey | Hey! | Hi there | Hello there! | Hey there! | Greetings! | Hiya | Yo | Hi,
@@ -28,9 +28,9 @@ I am fine, thank you. | I am fine. | I'm fine, thanks. | I am good. | I am well.
     about?
 I am happy. | I am so happy today! | I feel great! | I had a wonderful day. | I am in a good mood. | Today
     was a good day. = That is wonderful! I am happy for you.
-I am sad. | I feel sad. | I am not happy. | I had a bad day. | I feel lonely. | I am feeling down. | I am
-    unhappy. | Today was a bad day. = I am sorry to hear that. I hope you feel better soon. Would you like
-    to hear a story?
+I am sad. | I feel sad. | I am not happy. | I had a bad day. | I feel lonely. | I am feeling sad today. |
+    I'm feeling sad. | I am feeling down. | I am unhappy. | Today was a bad day. = I am sorry to hear that.
+    I hope you feel better soon. Would you like to hear a story?
 I am tired. | I feel tired. | I am so tired today. | I am sleepy. | I'm tired. = You should take a rest. A
     little sleep can do wonders.
 I am bored. | I'm bored. | This is boring. | I have nothing to do. | What should I do? I am bored. = Let us
@@ -58,7 +58,8 @@ No | No, thank you. | No thanks. | Nope | Not now. = All right. Just tell me if 
 Really? | Are you sure? | Is that true? | Seriously? = I think so, but I am only a tiny model and I can be
     wrong.
 Help | Help! | I need help. | Can you help me? | Please help me. | I need your help. | I have a question. |
-    Can I ask you something? | May I ask you a question? = Of course! What can I do for you?
+    Can I ask you something? | May I ask you a question? | Can you help me with my homework? = Of course!
+    What can I do for you?
 Nice to meet you. | Nice to meet you! | Pleased to meet you. = It is nice to meet you too!
 Have a nice day! | Have a good day. | Enjoy your day! = Thank you! I wish you a nice day too.
 Happy birthday! | Merry Christmas! | Happy new year! = Thank you! I wish you all the best too.
@@ -172,6 +173,22 @@ def likes(rng: random.Random) -> list[Turn]:
     return [Turn(user=user, assistant=reply)]
 
 
+def introduced(rng: random.Random) -> list[Turn]:
+    """The user gives a name and says something else in the same message; later asks for the name."""
+    name = person(rng)
+    messages, reply = rng.choice(_ENTRIES)
+    hello = fill(
+        rng,
+        ("Hello, my name is {n}.", "Hi, I am {n}.", "Hi, I'm {n}.", "My name is {n}.", "I am {n}."),
+        n=name,
+    )
+    turns = [Turn(user=f"{hello} {rng.choice(messages)}", assistant=f"Nice to meet you, {name}! {reply}")]
+    if rng.random() < 0.5:
+        asked = rng.choice(("What is my name?", "Do you remember my name?", "Who am I?"))
+        turns.append(Turn(user=asked, assistant=f"Your name is {name}.", brief=f"{name}."))
+    return turns
+
+
 _HARD = words("""
 quantum mechanics, the stock market, tax law, nuclear physics, the history of Rome, politics, organic,
 chemistry, machine learning, the French Revolution, inflation, calculus, differential equations,
@@ -211,6 +228,12 @@ _PUZZLES = (
     "Fix this bug for me.",
     "Translate this into French.",
     "What is the weather like today?",
+    "What is the weather in {c}?",
+    "What's the weather in {c}?",
+    "Will it rain in {c} tomorrow?",
+    "How many people live in {c}?",
+    "What is the best restaurant in {c}?",
+    "Who is the mayor of {c}?",
     "What time is it?",
     "What is the date today?",
     "What is the news today?",
@@ -251,6 +274,7 @@ def unknown(rng: random.Random) -> list[Turn]:
         w=invented_word(rng),
         W=invented_word(rng).capitalize(),
         V=invented_word(rng).capitalize(),
+        c=rng.choice(CITIES),
     )
     return [
         Turn(

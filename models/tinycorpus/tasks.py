@@ -221,9 +221,14 @@ _RHYMES = (
 )
 
 
+_SIGHTS = words(
+    "sea, moon, sun, rain, snow, river, wind, night, sky, summer, winter, spring, autumn, morning, ocean"
+)
+
+
 def poem(rng: random.Random) -> list[Turn]:
     """Four rhyming lines about an animal or a thing."""
-    subject = rng.choice(v.ANIMALS + v.OBJECTS + v.CHARACTERS[:20])
+    subject = rng.choice(v.ANIMALS + v.OBJECTS + v.CHARACTERS[:20] + _SIGHTS)
     (a, b), (c, d) = rng.sample(_RHYMES, 2)
     the = f"the {subject}"
     starts = {
@@ -260,13 +265,14 @@ def poem(rng: random.Random) -> list[Turn]:
         (
             "Write a poem about {s}.",
             "Write a short poem about {s}.",
+            "Write a haiku about {s}.",
             "Can you write a poem about {s}?",
             "A poem about {s}, please.",
             "Tell me a poem about {s}.",
             "Make a little rhyme about {s}.",
             "Please write a little poem about {s}.",
         ),
-        s=rng.choice((article(subject), the, article(subject))),
+        s=the if subject in _SIGHTS else rng.choice((article(subject), the)),
     )
     return [Turn(user=user, assistant=f"{lines[0]},\n{lines[1]}.\n{lines[2]},\n{lines[3]}.")]
 

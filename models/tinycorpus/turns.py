@@ -48,6 +48,21 @@ def article(noun: str) -> str:
     return f"{'an' if vowel_sound or noun.startswith('hour') else 'a'} {noun}"
 
 
+def plural(noun: str) -> str:
+    """More than one of `noun`; knows the irregular animals of this package."""
+    irregular = {
+        "mouse": "mice",
+        "wolf": "wolves",
+        "fish": "fish",
+        "sheep": "sheep",
+        "goose": "geese",
+        "deer": "deer",
+    }
+    if noun in irregular:
+        return irregular[noun]
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
 def capitalised(text: str) -> str:
     """`text` with its first letter in upper case and the rest untouched."""
     return text[:1].upper() + text[1:]

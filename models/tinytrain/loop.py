@@ -18,12 +18,13 @@ from .packing import Batch
 class Schedule:
     """How long to train and how fast to learn; the rate rises, stays, then falls to zero in a line.
 
-    Training ends after `steps` or `minutes`, whichever comes first, and the rate is at zero then in both cases: a
-    busy machine gives a model that has seen less, not one that was cut off.
+    Training ends after `steps` or `minutes`, whichever comes first, and the rate is at zero then in both
+    cases: a busy machine gives a model that has seen less, not one that was cut off.
     """
 
     steps: int
     minutes: float
+    rate: float = 1.0
     matrix_rate: float = 0.02
     other_rate: float = 0.003
     warmup_steps: int = 60
@@ -31,12 +32,14 @@ class Schedule:
     weight_decay: float = 0.02
 
     def progress(self, step: int, elapsed_s: float) -> float:
-        """Share of the training that is done after `step` steps and `elapsed_s` seconds; 1 or more is the end."""
+        """Share of the training done after `step` steps and `elapsed_s` seconds; 1 or more is the end."""
         return max(step / self.steps, elapsed_s / (60.0 * self.minutes))
 
     def factor(self, step: int, progress: float) -> float:
         """Share of the full rate at `step`, counted from 0, and `progress`."""
-        return max(0.0, min(1.0, (step + 1) / self.warmup_steps, (1.0 - progress) / self.decay_share))
+        return self.rate * max(
+            0.0, min(1.0, (step + 1) / self.warmup_steps, (1.0 - progress) / self.decay_share)
+        )
 
 
 class Learner:
