@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -116,7 +117,7 @@ class ServicePublisher:
 T = TypeVar("T")
 
 
-class _Watcher(Generic[T]):
+class _Watcher(ABC, Generic[T]):
     """Polls one family of records and keeps the last view while Redis is away."""
 
     def __init__(self, client: redis.asyncio.Redis, interval_s: float) -> None:
@@ -155,8 +156,9 @@ class _Watcher(Generic[T]):
             self._changed.set()
             self._changed = asyncio.Event()
 
+    @abstractmethod
     async def _poll(self) -> dict[str, T]:
-        raise NotImplementedError
+        """What is registered now, by id."""
 
 
 class ClusterWatcher(_Watcher[RegisteredWorker]):

@@ -150,7 +150,6 @@ async def test_a_broken_model_is_reported_by_start(tmp_path):
     await engine.stop()
 
 
-@pytest.mark.skipif(not (SHIPPED_MODEL / "model.safetensors").is_file(), reason="the model is not there")
 async def test_the_shipped_model_speaks_as_in_transformers():
     reference = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED_MODEL, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED_MODEL)
