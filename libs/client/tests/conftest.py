@@ -125,7 +125,9 @@ class Scripted(inference_pb2_grpc.InferenceServiceServicer):
 
 def _fail(context: grpc.ServicerContext, fail: Fail) -> None:
     if fail.request_id:
-        context.send_initial_metadata((("x-request-id", fail.request_id),))
+        named = (("x-request-id", fail.request_id),)
+        context.set_trailing_metadata(named)
+        context.send_initial_metadata(named)
     if fail.retry_after_s is None:
         context.abort(fail.code, fail.message)
     detail = any_pb2.Any()

@@ -112,7 +112,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
             }
             with bound_request(request_id):
-                await context.send_initial_metadata((("x-request-id", request_id),))
+                named = (("x-request-id", request_id),)
+                # With the status too: of a call that failed at once, clients may see that alone.
+                context.set_trailing_metadata(named)
+                await context.send_initial_metadata(named)
                 tenant = self._api_keys.tenant(metadata.get("authorization"))
                 yield Caller(request_id=request_id, tenant=tenant, traceparent=current_traceparent())
             outcome = "ok"
