@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # In the order of their imports.
-PACKAGES := libs/proto libs/common libs/engine libs/worker libs/client \
+PACKAGES := libs/proto libs/common libs/engine libs/worker libs/client libs/load \
 	services/prefill services/decode services/router services/planner services/frontend sim cli
 EDITABLE := $(foreach package,$(PACKAGES),--editable $(package)) --editable "libs/engine[torch]"
 SOURCES := $(foreach package,$(filter-out libs/proto,$(PACKAGES)),$(package)/src)

@@ -29,10 +29,10 @@ from tandem_engine.block_pool import BlockPool
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.step_cost import step_cost
 from tandem_engine.torch_engine import TorchRunner
+from tandem_load.traffic import VOCAB_SIZE, TrafficRequest
 from tandem_sim.scenario import Control, Scenario, WorkerGroup
 from tandem_sim.simulation import Simulation
 from tandem_sim.step_time import FittedStepTime
-from tandem_sim.traffic import VOCAB_SIZE, TrafficRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "engine_model.json"

@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from machine import describe_machine
+from tandem_load.traces import load_trace
+from tandem_load.traffic import TrafficRequest, faster, mean_rate
 from tandem_router.policies import POLICY_NAMES
 from tandem_sim.hardware import GPUS
 from tandem_sim.ideal_cache import shared_cache_hit_rate
@@ -30,8 +32,6 @@ from tandem_sim.scenario import Scenario, Targets, WorkerGroup
 from tandem_sim.simulation import Simulation
 from tandem_sim.step_time import kv_tokens
 from tandem_sim.synthetic import CHAT_ONLY, MIXED, Kind, poisson
-from tandem_sim.traces import load_trace
-from tandem_sim.traffic import TrafficRequest, faster, mean_rate
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LOADS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "tandem_common": set(),
     "tandem_client": set(),
+    "tandem_load": set(),
     "tandem_engine": {"tandem_common"},
     "tandem_worker": {"tandem_common", "tandem_engine"},
     "tandem_prefill": {"tandem_common", "tandem_engine", "tandem_worker"},
@@ -23,11 +24,18 @@ ALLOWED = {
     "tandem_planner": {"tandem_common"},
     "tandem_frontend": {"tandem_common"},
     # Not a service: it drives the pure cores of services, so it may import several.
-    "tandem_sim": {"tandem_common", "tandem_engine", "tandem_router", "tandem_planner"},
+    "tandem_sim": {"tandem_common", "tandem_engine", "tandem_load", "tandem_router", "tandem_planner"},
     # `tandem simulate` alone uses the simulator, when it is installed.
-    "tandem_cli": {"tandem_common", "tandem_client", "tandem_sim"},
+    "tandem_cli": {"tandem_common", "tandem_client", "tandem_load", "tandem_sim"},
 }
-TORCHLESS = ("tandem_frontend", "tandem_router", "tandem_planner", "tandem_client", "tandem_common")
+TORCHLESS = (
+    "tandem_frontend",
+    "tandem_router",
+    "tandem_planner",
+    "tandem_client",
+    "tandem_common",
+    "tandem_load",
+)
 
 
 def sources(package: str) -> list[Path]:

@@ -1,7 +1,7 @@
 """The bound on hit rates."""
 
+from tandem_load.traffic import TrafficRequest
 from tandem_sim.ideal_cache import shared_cache_hit_rate
-from tandem_sim.traffic import TrafficRequest
 
 
 def request(index: int, *segments: int) -> TrafficRequest:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tandem_engine.api import StepCost
+from tandem_load.traffic import TrafficRequest, mean_rate
 from tandem_router.policies import POLICY_NAMES
 from tandem_sim.hardware import GPUS
 from tandem_sim.measurement import Measurement
@@ -16,7 +17,6 @@ from tandem_sim.scenario import Fault, Scenario, WorkerGroup
 from tandem_sim.simulation import Simulation
 from tandem_sim.step_time import Roofline
 from tandem_sim.synthetic import Kind, poisson
-from tandem_sim.traffic import TrafficRequest, mean_rate
 
 SPLIT = (WorkerGroup(role="prefill", count=2), WorkerGroup(role="decode", count=2))
 WHOLE = (WorkerGroup(role="both", count=2),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from tandem_sim.traffic import TrafficRequest
+from tandem_load.traffic import TrafficRequest
 
 
 def shared_cache_hit_rate(requests: Sequence[TrafficRequest], num_blocks: int | None = None) -> float:

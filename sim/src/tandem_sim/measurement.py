@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from tandem_load.histogram import LogHistogram
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,39 +37,6 @@ class RequestRecord:
         if not self.done or self.first_token_s is None or self.last_token_s is None:
             return None
         return (self.last_token_s - self.first_token_s) / max(1, self.num_tokens - 1)
-
-
-class LogHistogram:
-    """Counts of positive values in buckets one hundredth wide: percentiles are right to 0.5 %, whatever the number."""
-
-    _STEP = math.log(1.01)
-
-    def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
-
-    def add(self, value: float, count: int = 1) -> None:
-        """Count a value; those that are not positive count as a nanosecond."""
-        self._counts[math.floor(math.log(max(value, 1e-9)) / self._STEP)] += count
-
-    @property
-    def count(self) -> int:
-        """Values counted."""
-        return self._counts.total()
-
-    def percentile(self, share: float) -> float | None:
-        """The value that `share` of them do not exceed; None when there are none."""
-        left = share * self.count
-        for bucket in sorted(self._counts):
-            left -= self._counts[bucket]
-            if left <= 1e-9:
-                return math.exp((bucket + 0.5) * self._STEP)
-        return None
-
-    def merged(self, other: LogHistogram) -> LogHistogram:
-        """Both together."""
-        both = LogHistogram()
-        both._counts = self._counts + other._counts
-        return both
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,11 +79,3 @@ class Measurement:
         for _, gaps in sorted(self.gaps.items()):
             total = total.merged(gaps)
         return total
-
-
-def percentile(values: Sequence[float] | Iterable[float], share: float) -> float | None:
-    """The smallest value that `share` of them do not exceed; None when there are none."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]

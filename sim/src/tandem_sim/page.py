@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from tandem_load.svg import Chart, Series, render
+
 from tandem_sim.report import Summary, table
-from tandem_sim.svg import Chart, Series, render
 
 _STYLE = """
 body { font-family: sans-serif; max-width: 90rem; margin: 1rem auto; padding: 0 1rem; color: #222; }

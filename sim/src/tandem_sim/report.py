@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tandem_sim.measurement import LogHistogram, Measurement, RequestRecord, percentile
+from tandem_load.histogram import LogHistogram, percentile
+
+from tandem_sim.measurement import Measurement, RequestRecord
 from tandem_sim.scenario import Scenario, Targets, WorkerGroup
 
 _SHARES = (0.5, 0.9, 0.95, 0.99)

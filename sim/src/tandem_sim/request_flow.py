@@ -13,13 +13,14 @@ from tandem_common.errors import TandemError
 from tandem_common.generation import Generation, SamplingParams, StoppingParams
 from tandem_common.hashing import block_hashes
 from tandem_engine.api import FirstToken, PrefillMode, PrefillProgress, StepOutput, TokenOutput
+from tandem_load.histogram import LogHistogram
+from tandem_load.traffic import TrafficRequest
 
 from tandem_sim.control_plane import ControlPlane
 from tandem_sim.event_loop import EventLoop
-from tandem_sim.measurement import LogHistogram, Measurement, RequestRecord
+from tandem_sim.measurement import Measurement, RequestRecord
 from tandem_sim.network import TIERS, Links, NetworkTier
 from tandem_sim.scenario import Scenario
-from tandem_sim.traffic import TrafficRequest
 from tandem_sim.worker import Worker
 
 _MAX_ATTEMPTS = 5

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from tandem_engine.api import EngineInfo
+from tandem_load.traffic import VOCAB_SIZE, TrafficRequest
 
 from tandem_sim.control_plane import ControlPlane
 from tandem_sim.event_loop import EventLoop
@@ -16,7 +17,6 @@ from tandem_sim.network import TIERS
 from tandem_sim.request_flow import RequestFlow
 from tandem_sim.scenario import Fault, Scenario, WorkerGroup
 from tandem_sim.step_time import Roofline, StepTime, kv_tokens
-from tandem_sim.traffic import VOCAB_SIZE, TrafficRequest
 from tandem_sim.worker import Worker, WorkerSpec
 
 SAMPLE_S = 5.0

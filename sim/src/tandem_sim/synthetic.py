@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tandem_sim.traffic import TrafficRequest
+from tandem_load.traffic import TrafficRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,8 @@ import typer
 from tandem_common.config import ConfigError
 
 if TYPE_CHECKING:
+    from tandem_load.traffic import TrafficRequest
     from tandem_sim.scenario import Fault, WorkerGroup
-    from tandem_sim.traffic import TrafficRequest
 
 _FAULT = re.compile(r"(?P<worker>[a-z]+-\d{4})@(?P<time>\d+(\.\d+)?)")
 
@@ -69,11 +69,11 @@ def simulate(
     Example: tandem simulate --mix mixed --rate 20 --requests 2000 --prefill 2 --decode 2 --html page.html
     """
     try:
+        from tandem_load.traffic import faster, mean_rate
         from tandem_sim.page import html_page
         from tandem_sim.report import Run, summarise, table, to_json
         from tandem_sim.scenario import Scenario, Targets
         from tandem_sim.simulation import Simulation
-        from tandem_sim.traffic import faster, mean_rate
     except ImportError:
         raise ConfigError("the simulator is not installed; install the package tandem-sim (sim/)") from None
     try:
@@ -119,8 +119,8 @@ def simulate(
 def _traffic(
     trace: Path | None, mix: str | None, rate: float, num_requests: int, seed: int
 ) -> list[TrafficRequest]:
+    from tandem_load.traces import load_trace
     from tandem_sim.synthetic import MIXES, poisson
-    from tandem_sim.traces import load_trace
 
     if (trace is None) == (mix is None):
         raise ConfigError("pass either --trace FILE or --mix NAME")

@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
-from tandem_sim.traffic import TrafficRequest
+from tandem_load.traffic import TrafficRequest
 
 # Tokens per entry of Mooncake's `hash_ids`.
 _MOONCAKE_BLOCK = 512
