@@ -8,7 +8,8 @@ from router_fakes import busy, decode_worker, prefill_worker, queued, view_of
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import Overloaded, Unavailable
 from tandem_router.admission import AdmissionRules, PredictionError
-from tandem_router.dispatcher import Dispatcher, QueueRules, Started
+from tandem_router.desk import Desk, QueueRules
+from tandem_router.dispatcher import Dispatched, Dispatcher
 from tandem_router.fairness import FairShares
 from tandem_router.index import BlockIndex
 from tandem_router.policies import Predictive
@@ -32,14 +33,16 @@ class World:
         self.num_waits = 0
         index = BlockIndex()
         self.dispatcher = Dispatcher(
-            Predictive(),
-            lambda: self.view,
-            lambda message: query_from_proto(message, index, 0),
-            self.note,
-            shares=FairShares(),
-            rules=AdmissionRules(),
-            queue_rules=QueueRules(**queue_rules),
-            error=PredictionError(quantile=0.9),
+            Desk(
+                Predictive(),
+                lambda: self.view,
+                lambda message: query_from_proto(message, index, 0),
+                self.note,
+                shares=FairShares(),
+                rules=AdmissionRules(),
+                queue_rules=QueueRules(**queue_rules),
+                error=PredictionError(quantile=0.9),
+            )
         )
 
     def note(self, message: pb.RouteQuery, query: Query, decision: Decision) -> None:
@@ -48,7 +51,7 @@ class World:
     async def on_wait(self) -> None:
         self.num_waits += 1
 
-    def route(self, request_id: str, **changes: Any) -> asyncio.Task[Started]:
+    def route(self, request_id: str, **changes: Any) -> asyncio.Task[Dispatched]:
         message = pb.RouteQuery(
             request_id=request_id, model="tiny", **({"num_tokens": 1000, "max_tokens": 10} | changes)
         )
@@ -62,7 +65,7 @@ class World:
 async def test_a_request_starts_at_once_when_a_worker_can_take_it() -> None:
     world = World()
     world.view = IDLE
-    started = await world.route("r1")
+    started = (await world.route("r1")).started
     assert (started.waited_ms, world.num_waits, world.started) == (0.0, 0, ["r1"])
 
 
@@ -75,7 +78,7 @@ async def test_a_request_waits_until_a_worker_can_start_it() -> None:
     assert (world.num_waits, world.dispatcher.num_waiting, task.done()) == (1, 1, False)
     world.view = IDLE
     world.dispatcher.pump()
-    started = await task
+    started = (await task).started
     assert started.waited_ms > 0
     assert started.view is IDLE, "the choice is made when the request starts, not when it came"
     assert world.dispatcher.num_waiting == 0

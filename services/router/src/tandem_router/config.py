@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tandem_common.config import ConfigError, ServiceConfig, setting
 
 from tandem_router.admission import AdmissionRules
-from tandem_router.dispatcher import QueueRules
+from tandem_router.desk import QueueRules
 from tandem_router.policies import (
     POLICY_NAMES,
     CacheAware,

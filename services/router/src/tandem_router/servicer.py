@@ -20,7 +20,8 @@ from tandem_router.admission import AdmissionRules, PredictionError
 from tandem_router.affinity import Sessions
 from tandem_router.booking_exchange import BookingExchange
 from tandem_router.cluster import Cluster
-from tandem_router.dispatcher import Dispatcher, QueueRules, Started, charged_tokens
+from tandem_router.desk import Desk, QueueRules, charged_tokens
+from tandem_router.dispatcher import Dispatched, Dispatcher
 from tandem_router.fairness import FairShares
 from tandem_router.feed import ClusterFeed
 from tandem_router.index import BlockIndex
@@ -81,14 +82,16 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self._expected = SpeculativeIndex(ttl_s=rules.speculative_ttl_s)
         self._sessions = Sessions(ttl_s=rules.session_ttl_s)
         self._dispatcher = Dispatcher(
-            policy,
-            lambda: cluster.view,
-            self._make_query,
-            self._start,
-            shares=shares,
-            rules=rules.admission,
-            queue_rules=rules.queue,
-            error=PredictionError(quantile=rules.error_quantile),
+            Desk(
+                policy,
+                lambda: cluster.view,
+                self._make_query,
+                self._start,
+                shares=shares,
+                rules=rules.admission,
+                queue_rules=rules.queue,
+                error=PredictionError(quantile=rules.error_quantile),
+            )
         )
         self._turns: Counter[str] = Counter()  # decisions by model
         self._stopping = asyncio.Event()
@@ -103,8 +106,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             await context.send_initial_metadata(())
 
         try:
-            started = await self._dispatcher.route(request.query, on_wait)
-            self._note(started)
+            dispatched = await self._dispatcher.route(request.query, on_wait)
+            self._note(dispatched)
+            started = dispatched.started
             return route_to_proto(started.decision, started.waited_ms)
         except TandemError as error:
             self._metrics.refusals.labels(error.code.name).inc()
@@ -121,7 +125,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Decide without booking, or look up what was decided."""
         admission = None
         if request.HasField("query"):
-            query, view, decision, judgement = self._dispatcher.judge(request.query)
+            query, view, decision, judgement = self._dispatcher.desk.judge(request.query)
             admission = admission_to_proto(
                 judgement, self._dispatcher.num_waiting, self._dispatcher.error.factor
             )
@@ -178,8 +182,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self._expected.add(message.block_hashes, decision.chosen.computing.facts.worker_id, now_s)
         self._sessions.note(message.tenant, message.session_id, decision, now_s)
 
-    def _note(self, started: Started) -> None:
+    def _note(self, dispatched: Dispatched) -> None:
         """Remember, count and log."""
+        started = dispatched.started
         query, decision = started.query, started.decision
         self._recent.add(Remembered(query=query, view=started.view, decision=decision))
         chosen = decision.chosen
@@ -187,7 +192,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         metrics.decisions.labels(decision.policy, "remote" if chosen.prefill else "local").inc()
         metrics.prompt_tokens.inc(query.num_tokens)
         metrics.cached_tokens.inc(chosen.predicted_cached_tokens)
-        metrics.choose_s.observe(started.choose_s)
+        metrics.choose_s.observe(dispatched.choose_s)
         metrics.waited_ms.observe(started.waited_ms)
         if decision.predicted_ttft_ms:
             metrics.predicted_ttft_ms.observe(decision.predicted_ttft_ms)

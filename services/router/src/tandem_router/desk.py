@@ -1,0 +1,248 @@
+"""Who starts, who waits, who is refused: queues and admission rules together. Synchronous; time is an argument.
+
+`arrive` judges a newcomer at once. `pump`, called whenever the view has changed, starts those who wait, in the queue's
+order, as long as the first of them can start; so nobody overtakes a large request for ever.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tandem.v1 import router_pb2 as pb
+from tandem_common.errors import Overloaded, TandemError
+from tandem_common.generation import RequestClass
+
+from tandem_router.admission import (
+    AdmissionRules,
+    DrainRate,
+    Judgement,
+    PredictionError,
+    Verdict,
+    retry_after_ms,
+)
+from tandem_router.fairness import FairShares
+from tandem_router.policies import Policy
+from tandem_router.query import ROUTE_LIMITS, Decision, Query
+from tandem_router.queue import QueueFull, RequestQueue, Waiting
+from tandem_router.view import ClusterView
+
+_WAITED_TOO_LONG = "the request waited for too long; try again later"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueRules:
+    """Bounds of waiting."""
+
+    max_depth: int = 1024
+    max_age_s: float = 60.0
+    starvation_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """A decision whose load is booked."""
+
+    query: Query
+    view: ClusterView
+    decision: Decision
+    waited_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket:
+    """A request that waits."""
+
+    item: Waiting
+    message: pb.RouteQuery
+    model: str
+
+
+# What became of a request that waited.
+Outcome = tuple[Ticket, Started | TandemError]
+
+
+@dataclass(slots=True)
+class _Line:
+    """Those who wait for one model, by the queue's key."""
+
+    queue: RequestQueue
+    drain: DrainRate = field(default_factory=DrainRate)
+    tickets: dict[int, Ticket] = field(default_factory=dict)
+
+
+class Desk:
+    """All requests of one router that have not been started."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        view: Callable[[], ClusterView],
+        make_query: Callable[[pb.RouteQuery], Query],
+        on_start: Callable[[pb.RouteQuery, Query, Decision], None],
+        *,
+        shares: FairShares,
+        rules: AdmissionRules,
+        queue_rules: QueueRules,
+        error: PredictionError,
+    ) -> None:
+        """`make_query` raises InvalidRequest; `on_start` books, so that `view` knows of it from then on."""
+        self._policy = policy
+        self._view = view
+        self._make_query = make_query
+        self._on_start = on_start
+        self._shares = shares
+        self._rules = rules
+        self._queue_rules = queue_rules
+        self.error = error
+        self._lines: dict[str, _Line] = {}
+        self._keys = itertools.count()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait now."""
+        return sum(len(line.queue) for line in self._lines.values())
+
+    def judge(self, message: pb.RouteQuery) -> tuple[Query, ClusterView, Decision, Judgement]:
+        """What would happen to a request that came now; changes nothing. Raises what the policy raises."""
+        query, view = self._make_query(message), self._view()
+        decision = self._policy.choose(query, view, ROUTE_LIMITS)
+        line = self._lines.get(query.model)
+        is_free, drain_ms = True, 0.0
+        if line is not None:
+            is_free = line.queue.is_free_for(query.request_class)
+            ahead = line.queue.tokens_ahead_of(query.request_class)
+            drain_ms = line.drain.drain_ms(ahead, _prior_rate(query, view, decision))
+        judgement = self._rules.judge(
+            query, decision, is_free=is_free, drain_ms=drain_ms, error_factor=self.error.factor
+        )
+        return query, view, decision, judgement
+
+    def arrive(self, message: pb.RouteQuery, now_s: float) -> Started | Ticket:
+        """Start a request, or let it wait: `pump` gives the outcome of the ticket, unless it has left.
+
+        Raises Overloaded when it would miss its deadline or too many wait.
+        """
+        query, view, decision, judgement = self.judge(message)
+        if judgement.verdict is Verdict.REFUSE:
+            raise Overloaded(judgement.reason, retry_after_ms=judgement.retry_after_ms)
+        line = self._lines.get(query.model)
+        if judgement.verdict is Verdict.START:
+            return self._start(message, query, view, decision, line)
+        if line is None:
+            rules = self._queue_rules
+            queue = RequestQueue(self._shares, max_depth=rules.max_depth, starvation_s=rules.starvation_s)
+            line = _Line(queue)
+        deadline_ms = judgement.deadline_ms
+        item = Waiting(
+            key=next(self._keys),
+            tenant=query.tenant,
+            request_class=query.request_class,
+            num_tokens=charged_tokens(query),
+            arrived_s=now_s,
+            **({"deadline_s": now_s + deadline_ms / 1000} if deadline_ms else {}),
+        )
+        try:
+            line.queue.push(item)
+        except QueueFull:
+            raise Overloaded(
+                f"{len(line.queue)} requests wait already; try again later",
+                retry_after_ms=retry_after_ms(query.request_id, judgement.wait_ms),
+            ) from None
+        self._lines[query.model] = line
+        line.drain.observe(now_s, 0, backlog=True)
+        ticket = line.tickets[item.key] = Ticket(item, message, query.model)
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """It waits no longer, whatever the reason; a ticket that has left already is fine."""
+        line = self._lines.get(ticket.model)
+        if line is not None and line.tickets.pop(ticket.item.key, None) is ticket:
+            line.queue.remove(ticket.item)
+            if not line.tickets:
+                del self._lines[ticket.model]
+
+    def pump(self, now_s: float) -> Iterator[Outcome]:
+        """Give up those who waited for too long and start those who can start now, one by one as it is asked for.
+
+        Those whose outcome was given have left.
+        """
+        for line in list(self._lines.values()):
+            yield from self._give_up(line, now_s)
+            while (outcome := self._start_head(line, now_s)) is not None:
+                yield outcome
+
+    def waiting(self) -> list[Ticket]:
+        """All that wait."""
+        return [ticket for line in self._lines.values() for ticket in line.tickets.values()]
+
+    def check_integrity(self) -> None:
+        """Assert that queues and tickets hold the same, and that no line is kept for nobody."""
+        for model, line in self._lines.items():
+            assert line.tickets, "a line without tickets is not kept"
+            assert {item.key for item in line.queue.items()} == line.tickets.keys()
+            assert all(ticket.model == model for ticket in line.tickets.values())
+            line.queue.check_integrity()
+
+    def _start_head(self, line: _Line, now_s: float) -> Outcome | None:
+        """Start, or fail, the next one; None when it has to wait on or nobody waits."""
+        item = line.queue.head(now_s)
+        if item is None:
+            return None
+        ticket = line.tickets[item.key]
+        try:
+            query, view = self._make_query(ticket.message), self._view()
+            decision = self._policy.choose(query, view, ROUTE_LIMITS)
+        except TandemError as error:
+            self.leave(ticket)
+            return ticket, error
+        starved = item.request_class is RequestClass.BATCH and line.queue.starved(now_s) is item
+        if not self._rules.can_start(query, decision, starved=starved):
+            line.drain.observe(now_s, 0, backlog=True)
+            return None
+        waited_ms = 1000 * (now_s - item.arrived_s)
+        started = self._start(ticket.message, query, view, decision, line, waited_ms)
+        self.leave(ticket)
+        line.drain.observe(now_s, item.num_tokens, backlog=bool(line.tickets))
+        return ticket, started
+
+    def _start(
+        self,
+        message: pb.RouteQuery,
+        query: Query,
+        view: ClusterView,
+        decision: Decision,
+        line: _Line | None,
+        waited_ms: float = 0.0,
+    ) -> Started:
+        if line is not None:
+            line.queue.started(query.request_class)
+        self._shares.charge(query.tenant, charged_tokens(query))
+        self._on_start(message, query, decision)
+        return Started(query=query, view=view, decision=decision, waited_ms=waited_ms)
+
+    def _give_up(self, line: _Line, now_s: float) -> Iterator[Outcome]:
+        for item in line.queue.overdue(now_s, self._queue_rules.max_age_s):
+            ticket = line.tickets[item.key]
+            self.leave(ticket)
+            waited_ms = 1000 * (now_s - item.arrived_s)
+            retry_ms = retry_after_ms(ticket.message.request_id, waited_ms)
+            yield ticket, Overloaded(_WAITED_TOO_LONG, retry_after_ms=retry_ms)
+
+
+def charged_tokens(query: Query) -> int:
+    """What a request counts as in its tenant's share: its prompt and the most that it may generate, up to 256."""
+    return query.num_tokens + min(query.max_tokens, 256)
+
+
+def _prior_rate(query: Query, view: ClusterView, decision: Decision) -> float:
+    """Tokens per millisecond that the model's workers take in, if all compute as fast as the chosen one."""
+    prefill_ms = decision.chosen.terms.get("prefill", 0.0)
+    if decision.unit != "ms" or prefill_ms <= 0:
+        return 1.0
+    pool = view.pools.get(query.model, ())
+    role = decision.chosen.computing.facts.role
+    alike = sum(worker.facts.role is role for worker in pool)
+    uncached = query.num_tokens - decision.chosen.predicted_cached_tokens
+    return max(1, alike) * uncached / prefill_ms
