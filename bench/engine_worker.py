@@ -1,10 +1,11 @@
 """One engine in a process of its own, told by `bench/engine.py` what to run: JSON lines in, JSON lines out.
 
-    python bench/engine_worker.py tandem|vllm|vllm-compiled|transformers MODEL_DIR
+    python bench/engine_worker.py tandem|vllm|vllm-compiled|transformers MODEL_DIR cpu|cuda KV_CACHE_BYTES
 
 It runs in whatever environment has the engine, so it imports nothing else of this repository. A run is
 {"prompts": [[token, ...], ...], "max_tokens": n}; its answer is {"begin": s, "end": s}: seconds from the start
-until every sequence had its first token, and until every one had its last. {} asks for the engine's start only.
+until every sequence had its first token, and until every one had its last. Before the first run it says
+{"ready": s}, the seconds that it took to load.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ Run = Callable[[Prompts, int], tuple[float, float]]
 MAX_CONTEXT = 4096
 MAX_SEQUENCES = 64
 STEP_TOKENS = 2048
-KV_CACHE_MIB = int(os.environ.get("BENCH_KV_CACHE_MIB", "1024"))
 
 
 class Progress:
@@ -48,7 +48,7 @@ class Progress:
         return self.begin, self.end
 
 
-def tandem(model: str) -> Run:
+def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
     """The torch engine of this repository, through the interface that the worker uses."""
     from tandem_common.generation import Generation, SamplingParams, StoppingParams
     from tandem_engine import create_engine
@@ -57,10 +57,11 @@ def tandem(model: str) -> Run:
     config = EngineConfig(
         model=model,
         dtype="bfloat16",
+        device=device,
         max_context_tokens=MAX_CONTEXT,
         max_step_tokens=STEP_TOKENS,
         max_sequences=MAX_SEQUENCES,
-        kv_cache_mib=KV_CACHE_MIB,
+        kv_cache_mib=kv_cache_bytes >> 20,
     )
     loop = asyncio.new_event_loop()
     engine = create_engine(config)
@@ -96,7 +97,7 @@ def tandem(model: str) -> Run:
     return lambda prompts, max_tokens: loop.run_until_complete(run_async(prompts, max_tokens))
 
 
-def vllm(model: str, *, eager: bool) -> Run:
+def vllm(model: str, kv_cache_bytes: int, *, eager: bool) -> Run:
     """VLLM in one process, stepped by hand."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1")
     library: Any = importlib.import_module("vllm")  # in its own environment only
@@ -111,7 +112,7 @@ def vllm(model: str, *, eager: bool) -> Run:
             enable_prefix_caching=False,
             enforce_eager=eager,
             distributed_executor_backend="uni",
-            kv_cache_memory_bytes=KV_CACHE_MIB << 20,
+            kv_cache_memory_bytes=kv_cache_bytes,
             disable_log_stats=True,
         )
     )
@@ -134,21 +135,21 @@ def vllm(model: str, *, eager: bool) -> Run:
     return run
 
 
-def transformers(model: str) -> Run:
+def transformers(model: str, device: str) -> Run:
     """Plain `generate` on one padded batch; all prompts of a run are equally long."""
     import torch
     from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device)
 
     def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
         progress = Progress(len(prompts))
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=device)
 
         def after_token(*_: object, **__: object) -> torch.Tensor:
             if not progress.begin:
                 progress.first_tokens(len(prompts))
-            return torch.zeros(len(prompts), dtype=torch.bool)
+            return torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
         with torch.inference_mode():
             loaded.generate(
@@ -170,15 +171,16 @@ def main() -> None:
     # What the engines print must not get between our lines.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    name, model = sys.argv[1:3]
+    name, model, device = sys.argv[1:4]
+    kv_cache_bytes = int(sys.argv[4])
     start = time.perf_counter()
-    engines: dict[str, Callable[[str], Run]] = {
-        "tandem": tandem,
-        "vllm": lambda path: vllm(path, eager=True),
-        "vllm-compiled": lambda path: vllm(path, eager=False),
-        "transformers": transformers,
+    engines: dict[str, Callable[[], Run]] = {
+        "tandem": lambda: tandem(model, device, kv_cache_bytes),
+        "vllm": lambda: vllm(model, kv_cache_bytes, eager=True),
+        "vllm-compiled": lambda: vllm(model, kv_cache_bytes, eager=False),
+        "transformers": lambda: transformers(model, device),
     }
-    run = engines[name](model)
+    run = engines[name]()
     print(json.dumps({"ready": time.perf_counter() - start}), file=answers)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)

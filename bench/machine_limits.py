@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+PRODUCT_SIZES = (2048, 4096)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineLimits:
@@ -19,22 +21,25 @@ class MachineLimits:
     product_flops: float  # per second
     read_bytes: float  # per second, all cores together
 
-    def least_seconds(self, flops: float, num_bytes: float) -> float:
-        """How long a pass takes that reaches the limit that applies to it."""
-        return max(flops / self.product_flops, num_bytes / self.read_bytes)
+    def best_rate(self, num_tokens: int, flops: float, num_bytes: float) -> tuple[float, str]:
+        """Tokens per second of a pass that reaches the limit that applies to it, and which limit that is."""
+        products, reads = flops / self.product_flops, num_bytes / self.read_bytes
+        return num_tokens / max(products, reads), "products" if products >= reads else "reads"
 
 
-def measure_limits(tries: int = 7) -> MachineLimits:
+def measure_limits(device: str = "cpu", tries: int = 7) -> MachineLimits:
     """Takes a few seconds and half a GiB."""
-    size = 4096
-    factors = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
-    with torch.inference_mode():
-        seconds = min(_seconds(lambda: torch.mm(*factors)) for _ in range(tries))
-    return MachineLimits(product_flops=2.0 * size**3 / seconds, read_bytes=_read_rate(tries))
+    rates = []
+    for size in PRODUCT_SIZES:
+        factors = [torch.randn(size, size, device=device).bfloat16() for _ in range(2)]
+        with torch.inference_mode():
+            rates.append(2.0 * size**3 / _best_s(lambda factors=factors: torch.mm(*factors), device, tries))
+    read_bytes = _read_rate(tries) if device == "cpu" else _device_read_rate(device, tries)
+    return MachineLimits(product_flops=max(rates), read_bytes=read_bytes)
 
 
 def _read_rate(tries: int) -> float:
-    """C's memchr over zeros, looking for a one: a plain read loop, and ctypes lets all cores do it at once."""
+    """C's memchr over memory that lacks the byte: a plain read loop, and ctypes lets all cores do it at once."""
     cores = len(os.sched_getaffinity(0))
     part = (512 << 20) // cores
     buffers = [ctypes.create_string_buffer(part) for _ in range(cores)]
@@ -50,10 +55,22 @@ def _read_rate(tries: int) -> float:
         for thread in threads:
             thread.join()
 
-    return part * cores / min(_seconds(read_all) for _ in range(tries))
+    return part * cores / _best_s(read_all, "cpu", tries)
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def _device_read_rate(device: str, tries: int) -> float:
+    """A sum over 2 GiB."""
+    numbers = torch.ones(1 << 29, device=device)
+    return numbers.nbytes / _best_s(numbers.sum, device, tries)
+
+
+def _best_s(action: Callable[[], object], device: str, tries: int) -> float:
+    """Seconds of the fastest of several tries, after one that warms up."""
+    seconds = []
+    for _ in range(tries + 1):
+        start = time.perf_counter()
+        action()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
