@@ -33,6 +33,7 @@ class EngineProcess:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._command = " ".join(command)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -70,6 +71,6 @@ class EngineProcess:
             status = self._process.wait()
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").splitlines()[-8:]
-            raise RuntimeError("\n".join((f"{self._process.args} ended with {status}:", *last)))
+            raise RuntimeError("\n".join((f"{self._command} ended with {status}:", *last)))
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -140,7 +140,8 @@ def transformers(model: str, device: str) -> Run:
     import torch
     from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded = loaded.to(device)
 
     def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
         progress = Progress(len(prompts))

@@ -29,13 +29,15 @@ class MachineLimits:
 
 def measure_limits(device: str = "cpu", tries: int = 7) -> MachineLimits:
     """Takes a few seconds and half a GiB."""
-    rates = []
-    for size in PRODUCT_SIZES:
-        factors = [torch.randn(size, size, device=device).bfloat16() for _ in range(2)]
-        with torch.inference_mode():
-            rates.append(2.0 * size**3 / _best_s(lambda factors=factors: torch.mm(*factors), device, tries))
-    read_bytes = _read_rate(tries) if device == "cpu" else _device_read_rate(device, tries)
-    return MachineLimits(product_flops=max(rates), read_bytes=read_bytes)
+    products = max(_product_rate(size, device, tries) for size in PRODUCT_SIZES)
+    reads = _read_rate(tries) if device == "cpu" else _device_read_rate(device, tries)
+    return MachineLimits(product_flops=products, read_bytes=reads)
+
+
+@torch.inference_mode()
+def _product_rate(size: int, device: str, tries: int) -> float:
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    return 2.0 * size**3 / _best_s(lambda: torch.mm(a, b), device, tries)
 
 
 def _read_rate(tries: int) -> float:
