@@ -1,34 +1,25 @@
-"""Kernels in C for what torch has no operator for on a CPU, compiled once per machine at first use.
+"""Kernels in C for what torch has no operator for on a CPU.
 
 Where there is no C compiler, or whatever else is lacking, there are no kernels, and callers go on with torch's own
-operators: slower, and equal but for rounding. The compiled library lies in the user's cache directory under a
-name that depends on the source, the compiler and the processor, so that it can never be the wrong one.
+operators: slower, and equal but for rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
-import shutil
 import subprocess
-import sys
-import tempfile
 from functools import cache
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
 from tandem_common.logs import get_logger
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+from tandem_engine.torch_engine.kernel_build import compiled_library
+
 _STORAGE = {torch.float32: (), torch.bfloat16: ("-DSTORAGE_BFLOAT16",)}
-_COMPILE_TIMEOUT_S = 60.0
 _TASKS_PER_THREAD = 2
-# What decode_attention can do; as in kernels.c.
+# What decode_attention can do; as in decode_attention.c.
 _MAX_SHARED, _MAX_HEAD_DIM, _MAX_BLOCK = 16, 256, 128
 LANES = 16  # numbers that a kernel takes at once: sizes must be multiples of it
 
@@ -129,58 +120,7 @@ def _function(function: Any, num_pointers: int, num_sizes: int, *rest: Any) -> A
 def load_kernels(dtype: torch.dtype) -> Kernels | None:
     """The kernels for tensors of `dtype`, compiled now unless they were before; None when that is not possible."""
     try:
-        return Kernels(ctypes.CDLL(str(_compiled(_cache_directory(), _STORAGE[dtype]))))
+        return Kernels(ctypes.CDLL(str(compiled_library(_STORAGE[dtype]))))
     except (OSError, subprocess.SubprocessError, KeyError, AttributeError) as error:
         _log.info("kernels.unavailable", reason=f"{type(error).__name__}: {error}")
         return None
-
-
-def _compiled(directory: Path, definitions: tuple[str, ...]) -> Path:
-    """The library, from the cache or freshly made; OSError or SubprocessError when it cannot be."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or sys.platform != "linux":
-        raise OSError("no C compiler")
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
-    ).stdout
-    parts = (_SOURCE.read_bytes(), version, _processor(), " ".join((*_FLAGS, *definitions)).encode())
-    library = directory / f"{blake2b(b'|'.join(parts), digest_size=16).hexdigest()}.so"
-    if not library.exists():
-        # Several workers may start at once: each compiles for itself, and the last one's file stays.
-        with tempfile.TemporaryDirectory(dir=directory) as folder:
-            made = Path(folder) / "kernels.so"
-            command = [
-                compiler,
-                *_FLAGS,
-                *definitions,
-                "-Wno-psabi",
-                "-shared",
-                "-o",
-                str(made),
-                str(_SOURCE),
-            ]
-            subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-            made.replace(library)
-    return library
-
-
-def _cache_directory() -> Path:
-    """A directory that nobody else can write to; OSError when there is none: what lies in it is executed."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    directory = Path(base) / "tandem" / "kernels"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise OSError("the kernel cache directory is writable by others")
-    return directory
-
-
-def _processor() -> bytes:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.machine().encode()
-    return b"".join(
-        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
-    )
