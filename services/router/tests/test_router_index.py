@@ -3,7 +3,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tandem_router.index import BlockIndex
@@ -179,3 +179,33 @@ def test_a_hole_between_two_probes_is_overlooked_but_never_is_less_found(index: 
     index.load("a", 1, chain[:50] + chain[51:])
     assert index.match(chain) == {"a": 50}
     assert index.match_packed(b"".join(chain)) == {"a": 100}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    length=st.integers(0, 150),
+    held=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 150), max_size=5),
+    gone=st.sampled_from(["", "a", "b"]),
+)
+def test_packed_hashes_match_as_single_ones_do_for_workers_without_holes(
+    length: int, held: dict[str, int], gone: str
+) -> None:
+    chain = [block(i) for i in range(length)]
+    index = BlockIndex()
+    for worker, count in held.items():
+        index.load(worker, 1, chain[:count])
+    index.forget(gone)  # its bits stay until they are swept
+    assert index.match_packed(b"".join(chain)) == index.match(chain)
+
+
+@settings(max_examples=200, deadline=None)
+@given(held=st.lists(st.sets(st.integers(0, 59)), min_size=1, max_size=3))
+def test_packed_hashes_never_match_less_whatever_the_holes(held: list[set[int]]) -> None:
+    chain = [block(i) for i in range(60)]
+    index = BlockIndex()
+    for number, blocks in enumerate(held):
+        index.load(f"w{number}", 1, [chain[i] for i in sorted(blocks)])
+    least, found = index.match(chain), index.match_packed(b"".join(chain))
+    for worker, count in least.items():
+        assert found[worker] >= count
+    assert index.match_packed(b"") == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import EXPLAIN_LIMITS, ROUTE_LIMITS, Query
 from tandem_router.quick import find
 from tandem_router.table import PoolTable
-from tandem_router.view import ClusterView, Link, Place, WorkerLoad, WorkerRole
+from tandem_router.view import ClusterView, Link, Links, Place, WorkerLoad, WorkerRole
 
 PRICING = MillisecondPricing(expected_new_tokens=256)
 
@@ -115,6 +117,18 @@ def test_a_table_brought_up_to_date_is_the_same_as_a_new_one(
         fresh.decode_rows,
     )
     assert find(query, updated, PRICING, 8) == find(query, fresh, PRICING, 8)
+
+
+def test_a_link_measured_anew_is_heeded_by_a_table_brought_up_to_date() -> None:
+    prefill = prefill_worker("p", load=queued(100, 1))
+    slow = decode_worker("d", load=busy(3), links={"p": Link(bytes_per_ms=1e3, latency_ms=50.0)})
+    fast = replace(slow, links=Links({"p": Link(bytes_per_ms=1e7, latency_ms=0.1)}))
+    query = make_query(4000)
+    before = table_of(view_of(prefill, slow))
+    assert find(query, before, PRICING, 8).prefill is None
+    later = table_of(view_of(prefill, fast), before)
+    assert find(query, later, PRICING, 8).prefill is prefill
+    assert find(query, table_of(view_of(prefill, slow), later), PRICING, 8).prefill is None
 
 
 @pytest.mark.parametrize(

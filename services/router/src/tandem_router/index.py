@@ -13,14 +13,14 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 
 from tandem_common.hashing import HASH_BYTES
 
-_PORTION = Struct(32 * f"{HASH_BYTES}s")
-_PROBES = slice(7, None, 8)
+_STRIDE = 32  # blocks from one that `match_packed` looks at to the next
+_LAST_OF_STRIDE = Struct(f"{(_STRIDE - 1) * HASH_BYTES}x{HASH_BYTES}s")
 
 
 @dataclass(slots=True)
@@ -122,36 +122,40 @@ class BlockIndex:
         return matched
 
     def match_packed(self, packed: bytes) -> dict[str, int]:
-        """`match` of hashes one after another, with an eighth of the look-ups, which miss the processor's caches.
+        """`match` of hashes one after another, with few look-ups: each misses the processor's caches.
 
-        Of 32 blocks four are looked at; only where their holders are not those of the blocks before, all of them are.
-        Who holds a block holds what is before it too, unless it dropped blocks out of the middle: a hole between two
-        probes is overlooked, so never less is reported than `match` does, and the same for workers without holes.
+        Every 32nd block is looked at, and where its holders are not those of the one before, the place of the change is
+        found by bisection. Who holds a block holds what is before it too, unless it dropped blocks out of the middle: a
+        hole between two probes is overlooked, so never less is reported than `match` does, and the same for workers
+        without holes.
         """
-        masks = self._masks
+        lookup = self._masks.get
         holders = self._live
         matched: dict[str, int] = {}
-        num_blocks = 0
-        last: int | None = None  # blocks of one chain share their mask object
-        for hashes in _portions(packed):
-            if last is not None:
-                probed = list(map(masks.get, hashes[_PROBES]))
-                if probed and probed.count(last) == len(probed):
-                    num_blocks += len(hashes)
-                    continue
-            for mask in map(masks.get, hashes):
-                if mask is not last or mask is None:
-                    still = holders & mask if mask else 0
-                    if still != holders:
-                        if num_blocks:
-                            self._note(holders ^ still, num_blocks, matched)
-                        holders = still
-                        if not holders:
-                            return matched
-                    last = mask
-                num_blocks += 1
-        if num_blocks:
-            self._note(holders, num_blocks, matched)
+        good = -1  # the last block that all of `holders` are known to hold
+        last: int | None = None  # its mask: blocks of one chain share the object
+        for at, probe in _probes(packed):
+            mask = lookup(probe)
+            if mask is not last or mask is None:
+                while (holders & mask if mask else 0) != holders:
+                    low, high, left = good, at, holders & mask if mask else 0
+                    while high - low > 1:
+                        middle = (low + high) // 2
+                        between = lookup(packed[middle * HASH_BYTES : (middle + 1) * HASH_BYTES])
+                        still = holders & between if between else 0
+                        if still == holders:
+                            low = middle
+                        else:
+                            high, left = middle, still
+                    if low >= 0:
+                        self._note(holders ^ left, low + 1, matched)
+                    holders, good = left, low
+                    if not holders:
+                        return matched
+                last = mask
+            good = at
+        if good >= 0:
+            self._note(holders, good + 1, matched)
         return matched
 
     def sweep(self, max_blocks: int) -> bool:
@@ -236,12 +240,14 @@ class BlockIndex:
         return self._slots[worker_id].bit if worker_id is not None else mask
 
 
-def _portions(packed: bytes) -> Iterator[tuple[bytes, ...]]:
-    """The hashes by 32, the rest one by one."""
-    whole = len(packed) - len(packed) % _PORTION.size
-    yield from _PORTION.iter_unpack(memoryview(packed)[:whole])
-    for start in range(whole, len(packed), HASH_BYTES):
-        yield (packed[start : start + HASH_BYTES],)
+def _probes(packed: bytes) -> list[tuple[int, bytes]]:
+    """The last hash of every stride and the very last one, with their positions."""
+    whole = len(packed) - len(packed) % _LAST_OF_STRIDE.size
+    last_ones = _LAST_OF_STRIDE.iter_unpack(memoryview(packed)[:whole])
+    probes = [(_STRIDE * (number + 1) - 1, probe) for number, (probe,) in enumerate(last_ones)]
+    if whole < len(packed):
+        probes.append((len(packed) // HASH_BYTES - 1, packed[-HASH_BYTES:]))
+    return probes
 
 
 def _bits(mask: int) -> list[int]:

@@ -127,5 +127,7 @@ def _missing_blocks(decode: WorkerView, query: Query) -> int:
 def _block_bytes(source: WorkerView, decode: WorkerView) -> int:
     """Of the format that both speak."""
     formats = source.facts.formats
+    if len(formats) == 1 and formats == decode.facts.formats:
+        return next(iter(formats.values()))
     shared: list[FormatKey] = [key for key in decode.facts.formats if key in formats]
     return min((decode.facts.formats[key] for key in shared), default=0)

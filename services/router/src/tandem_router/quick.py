@@ -16,9 +16,8 @@ from typing import NamedTuple
 from tandem_router.cost import HANDOFF_MS, decode_terms, neighbours_of, ship_ms
 from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import Query
-from tandem_router.table import DecodeRow, PoolTable, PrefillRow
-from tandem_router.topology import link_between
-from tandem_router.view import WorkerView
+from tandem_router.table import PoolTable, PrefillRow
+from tandem_router.view import Link, WorkerView
 
 # Above, a heap of the few that are wanted is quicker.
 _SORTED_AT_ONCE = 128
@@ -44,7 +43,7 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
     """As `choose.weigh` with ROUTE_LIMITS. Every worker of the table must be able to take the request."""
     works = _Works(query, table.block_size)
     decode_costs = _decode_prices(query, table, pricing)
-    prefill_costs, longest, most_steps = works.prices(table.prefill_rows)
+    prefill_costs = works.prices(table)
     order = _rotation(len(decode_costs), query.tie_break // max(1, len(prefill_costs)))
     first = min(order, key=decode_costs.__getitem__)
     best = decode_costs[first] + works.price(table.local_rows[first])
@@ -53,43 +52,34 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
 
     if prefill_costs:
         near = _cheapest(max_per_side, _rotation(len(prefill_costs), query.tie_break), prefill_costs)
-        shipping = _Shipping(query, works, table)
+        shipping = _Shipping(query, works, table, prefill_costs)
         least = prefill_costs[near[0]]
-        floors = _floors(query, table, decode_costs, longest, most_steps)
-        nearest: dict[int, int] = {}  # cheapest position by the place's own tuple
+        floors = works.floors(table, decode_costs)
+        neighbours = _Neighbours(table, prefill_costs, near) if len(prefill_costs) > max_per_side else None
         for d in _cheapest(max_per_side, order, floors):
-            floor = floors[d]
-            if floor + least >= best:
+            # What the prefill side of a pair may cost at most, for the pair to be the cheapest.
+            most = best - floors[d]
+            if least >= most:
                 break
-            decode = table.decode[d]
             num_bytes = shipping.num_bytes(d)
-            partners = near
-            if len(prefill_costs) > max_per_side:
-                partners = near.copy()
-                for at in table.near(decode):
-                    p = nearest.get(id(at), -1)
-                    if p < 0:
-                        p = nearest[id(at)] = min(at, key=prefill_costs.__getitem__)
-                    if p not in partners:
-                        partners.append(p)
-            for p in partners:
-                if floor + prefill_costs[p] >= best or table.prefill[p] is decode:
-                    continue
-                cost = prefill_costs[p] + decode_costs[d] + shipping.price(p, decode, num_bytes)
-                num_candidates += 1
-                if cost < best:
-                    best, found = cost, (p, d)
+            links = table.links_to(d)
+            for p in (*near, *neighbours.of(d)) if neighbours else near:
+                if prefill_costs[p] < most and table.prefill[p] is not table.decode[d]:
+                    link = links.get(p) or table.link(p, d)
+                    cost = prefill_costs[p] + decode_costs[d] + shipping.price(p, link, num_bytes)
+                    num_candidates += 1
+                    if cost < best:
+                        best, found = cost, (p, d)
+                        most = best - floors[d]
 
-    get, rows = query.cached_blocks.get, table.local_rows
-    for d in order:
-        row = rows[d]
-        # Without steps and context: what most are too dear for already.
-        num_uncached = query.num_tokens - get(row.worker_id, 0) * table.block_size
-        if decode_costs[d] + row.queue + num_uncached * row.token_factor < best and d != first:
-            num_candidates += 1
-            cost = decode_costs[d] + works.price(row)
-            if cost < best:
-                best, found = cost, (None, d)
+    if decode_costs[first] + works.least_local(table) < best:
+        floors = works.local_floors(table, decode_costs)
+        for d in order:
+            if floors[d] < best and d != first:
+                num_candidates += 1
+                cost = decode_costs[d] + works.price(table.local_rows[d])
+                if cost < best:
+                    best, found = cost, (None, d)
     p_found, d_found = found
     return Found(
         table.prefill[p_found] if p_found is not None else None, table.decode[d_found], num_candidates
@@ -97,7 +87,10 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
 
 
 class _Works:
-    """The prompt's `_Work` by tokens per step and cached blocks: workers are many, different pairs of these few."""
+    """The prompt's `_Work` by tokens per step and cached blocks: workers are many, different pairs of these few.
+
+    Lists over all workers are made as if none held a block of the prompt, then mended for those few that do.
+    """
 
     def __init__(self, query: Query, block_size: int) -> None:
         self._num_tokens = query.num_tokens
@@ -105,37 +98,80 @@ class _Works:
         self._max_cached = (query.num_tokens - 1) // block_size
         self.cached: Mapping[str, int] = query.cached_blocks
         self._known: dict[tuple[int, int], _Work] = {}
+        self._most_steps = 1
+        self._longest = 0.0  # at least as long as any worker computes
 
     def of(self, row: PrefillRow) -> _Work:
         """The prompt on this worker."""
-        return self._work(row.step_tokens, self.cached.get(row.worker_id, 0))
+        worker_id, _, step_tokens, _, _, _ = row
+        return self._work(step_tokens, self.cached.get(worker_id, 0))
 
     def price(self, row: PrefillRow) -> float:
         """On one worker."""
-        work = self.of(row)
-        return (
-            row.queue
-            + work.num_steps * row.step_factor
-            + work.num_uncached * row.token_factor
-            + work.context_products * row.context_factor
-        )
+        worker_id, queue, step_tokens, step_factor, token_factor, context_factor = row
+        tokens, steps, products = self._work(step_tokens, self.cached.get(worker_id, 0))
+        return queue + steps * step_factor + tokens * token_factor + products * context_factor
 
-    def prices(self, rows: Sequence[PrefillRow]) -> tuple[list[float], float, int]:
-        """Price on each worker; the longest time that any computes, and the most steps that any takes."""
-        costs = []
-        longest, most_steps = 0.0, 1
-        get, known = self.cached.get, self._known
-        for worker_id, queue, step_tokens, step_factor, token_factor, context_factor in rows:
-            key = (step_tokens, get(worker_id, 0))
-            work = known.get(key)
-            num_uncached, num_steps, products = work if work is not None else self._work(*key)
-            own = num_steps * step_factor + num_uncached * token_factor + products * context_factor
-            costs.append(queue + own)
-            if own > longest:
-                longest = own
-            if num_steps > most_steps:
-                most_steps = num_steps
-        return costs, longest, most_steps
+    def prices(self, table: PoolTable) -> list[float]:
+        """On each worker that prefills for others."""
+        rows = table.prefill_rows
+        if table.step_tokens is None:
+            costs = [self.price(row) for row in rows]
+        else:
+            tokens, steps, products = self._work(table.step_tokens, 0)
+            costs = [
+                queue + steps * step_factor + tokens * token_factor + products * context_factor
+                for _, queue, _, step_factor, token_factor, context_factor in rows
+            ]
+            for worker_id in self.cached:
+                p = table.prefill_position.get(worker_id)
+                if p is not None:
+                    costs[p] = self.price(rows[p])
+        self._most_steps = max((work.num_steps for work in self._known.values()), default=1)
+        self._longest = max(costs, default=0.0)
+        return costs
+
+    def floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
+        """The least that a remote prefill for each decode worker adds to its own price; after `prices`."""
+        hidden = (self._most_steps - 1) / self._most_steps
+        longest = self._longest
+        num_blocks = -(-self._num_tokens // self._block_size)
+        seen = 1.0 - hidden
+        # Shipping shows for what computing does not hide of it: all of it but `hidden`, and of what is longer, all.
+        floors = [
+            cost + HANDOFF_MS + latency + num_blocks * block_ms * seen
+            if num_blocks * block_ms < longest
+            else cost + HANDOFF_MS + latency + num_blocks * block_ms - longest * hidden
+            for (_, _, _, latency, block_ms), cost in zip(table.decode_rows, decode_costs, strict=True)
+        ]
+        for worker_id, num_cached in self.cached.items():
+            d = table.decode_position.get(worker_id)
+            if d is not None:
+                _, _, _, latency, block_ms = table.decode_rows[d]
+                shipping = (num_blocks - min(num_cached, self._max_cached)) * block_ms
+                floors[d] = (
+                    decode_costs[d] + HANDOFF_MS + latency + shipping - min(shipping, longest) * hidden
+                )
+        return floors
+
+    def least_local(self, table: PoolTable) -> float:
+        """At most what computing the prompt on any decode worker costs."""
+        most_cached = min(max(self.cached.values(), default=0), self._max_cached) * self._block_size
+        return (self._num_tokens - most_cached) * table.least_token_factor
+
+    def local_floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
+        """At most what local prefill costs: without steps and context, which most are too dear for already."""
+        num_tokens, rows = self._num_tokens, table.local_rows
+        floors = [
+            cost + queue + num_tokens * token_factor
+            for (_, queue, _, _, token_factor, _), cost in zip(rows, decode_costs, strict=True)
+        ]
+        for worker_id in self.cached:
+            d = table.decode_position.get(worker_id)
+            if d is not None:
+                _, queue, _, _, token_factor, _ = rows[d]
+                floors[d] = decode_costs[d] + queue + self.of(rows[d]).num_uncached * token_factor
+        return floors
 
     def _work(self, step_tokens: int, num_cached_blocks: int) -> _Work:
         key = (step_tokens, num_cached_blocks)
@@ -158,42 +194,46 @@ def _decode_prices(query: Query, table: PoolTable, pricing: MillisecondPricing) 
     num_tokens = query.num_tokens
     num_new = min(query.max_tokens, pricing.expected_new_tokens)
     length = num_tokens + num_new // 2
-    rows: list[DecodeRow] = table.decode_rows
-    costs = [num_new * (base + length * factor) for _, base, factor, _, _, _ in rows]
-    for d, row in enumerate(rows):
-        if row.room_tokens < num_tokens:
-            worker = table.decode[d]
-            speed = worker.decode_speed
-            assert speed is not None, "a table has no workers without speeds"
-            costs[d] = sum(decode_terms(worker.facts, worker.load, speed, num_tokens, num_new))
+    costs = [num_new * (base + length * factor) for base, factor, _, _, _ in table.decode_rows]
+    if table.least_room < num_tokens:
+        for d, (_, _, room_tokens, _, _) in enumerate(table.decode_rows):
+            if room_tokens < num_tokens:
+                worker = table.decode[d]
+                speed = worker.decode_speed
+                assert speed is not None, "a table has no workers without speeds"
+                costs[d] = sum(decode_terms(worker.facts, worker.load, speed, num_tokens, num_new))
     return costs
 
 
-def _floors(
-    query: Query, table: PoolTable, decode_costs: Sequence[float], longest: float, most_steps: int
-) -> list[float]:
-    """The least that a remote prefill for each decode worker adds to its own price of the prompt."""
-    num_blocks = -(-query.num_tokens // table.block_size)
-    max_cached = (query.num_tokens - 1) // table.block_size
-    hidden = (most_steps - 1) / most_steps
-    get = query.cached_blocks.get
-    floors = []
-    for (worker_id, _, _, _, latency, block_ms), cost in zip(table.decode_rows, decode_costs, strict=True):
-        cached = get(worker_id, 0)
-        shipping = (num_blocks - (cached if cached < max_cached else max_cached)) * block_ms
-        floors.append(
-            cost + HANDOFF_MS + latency + shipping - (shipping if shipping < longest else longest) * hidden
-        )
-    return floors
+class _Neighbours:
+    """The cheapest prefill worker of a host, rack and zone, beside the cheapest of all."""
+
+    def __init__(self, table: PoolTable, costs: Sequence[float], near: Sequence[int]) -> None:
+        self._table = table
+        self._costs = costs
+        self._near = near
+        self._cheapest: dict[int, int] = {}  # position by the place's own tuple
+
+    def of(self, d: int) -> list[int]:
+        """Positions of those that share a place with this decode worker."""
+        found: list[int] = []
+        for at in self._table.near(self._table.decode[d]):
+            p = self._cheapest.get(id(at))
+            if p is None:
+                p = self._cheapest[id(at)] = min(at, key=self._costs.__getitem__)
+            if p not in self._near and p not in found:
+                found.append(p)
+        return found
 
 
 class _Shipping:
     """As `pricing.ship`, with what belongs to one side worked out once; no worker here speaks more than one format."""
 
-    def __init__(self, query: Query, works: _Works, table: PoolTable) -> None:
+    def __init__(self, query: Query, works: _Works, table: PoolTable, prefill_costs: Sequence[float]) -> None:
         self._query = query
         self._works = works
         self._table = table
+        self._costs = prefill_costs
         self._computing: dict[int, tuple[float, int]] = {}  # milliseconds and steps, by position
 
     def num_bytes(self, d: int) -> int:
@@ -202,19 +242,20 @@ class _Shipping:
         num_blocks = decode.facts.blocks_of(self._query.num_tokens) - self._query.cached_at(decode)
         return num_blocks * self._table.block_bytes[d]
 
-    def price(self, p: int, decode: WorkerView, num_bytes: int) -> float:
+    def price(self, p: int, link: Link, num_bytes: int) -> float:
         """Of handing so many bytes over from the worker at position `p`."""
         computing = self._computing.get(p)
         if computing is None:
             computing = self._computing[p] = self._compute(p)
-        return ship_ms(link_between(self._table.prefill[p], decode), num_bytes, *computing)
+        return ship_ms(link, num_bytes, *computing)
 
     def _compute(self, p: int) -> tuple[float, int]:
         row, source = self._table.prefill_rows[p], self._table.prefill[p]
+        _, queue, _, step_factor, _, _ = row
         num_steps = self._works.of(row).num_steps
-        stepping = num_steps * row.step_factor
+        stepping = num_steps * step_factor
         # Less the stall, which is a cost to others.
-        alone = self._works.price(row) - row.queue - stepping
+        alone = self._costs[p] - queue - stepping
         return stepping + alone / (1 + neighbours_of(source.facts, source.load)), num_steps
 
 

@@ -10,35 +10,25 @@ A booking makes a new view in which all workers but one or two are the same obje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import is_not
 from typing import NamedTuple, Self
 
 from tandem_router.cost import interleaved_ms, neighbours_of, prompt_tokens_per_step, queue_ms
-from tandem_router.topology import PRIOR_LINKS, Distance
+from tandem_router.topology import PRIOR_LINKS, Distance, link_between
 from tandem_router.view import FormatKey, Link, WorkerRole, WorkerView
 
+# Plain tuples: Python takes them apart faster than named ones, and a search does little else.
 
-class PrefillRow(NamedTuple):
-    """Factors of computing a prompt."""
-
-    worker_id: str
-    queue: float
-    step_tokens: int  # prompt tokens that one step takes
-    step_factor: float
-    token_factor: float
-    context_factor: float
-
-
-class DecodeRow(NamedTuple):
-    """Factors of decoding; `room_tokens` is the longest prompt that can start at once, -1 when no place is free."""
-
-    worker_id: str
-    base: float
-    length_factor: float
-    room_tokens: int
-    latency: float  # of the best link to it
-    block_ms: float  # a block over the best link to it
+# Factors of computing a prompt: worker id, queue, prompt tokens that one step takes, and the factors of steps, tokens
+# and context products.
+PrefillRow = tuple[str, float, int, float, float, float]
+# Factors of decoding: base, length factor, the longest prompt that can start at once (-1 when no place is free), and
+# of the best link to the worker the latency and the time of a block.
+DecodeRow = tuple[float, float, int, float, float]
+_FEW = 8  # workers that one decision changes, and some more
 
 
 class Row(NamedTuple):
@@ -54,6 +44,8 @@ class _Common:
 
     prefill_at: tuple[int, ...]  # positions in the pool
     decode_at: tuple[int, ...]
+    prefill_position: Mapping[str, int]  # in `prefill_at`, by worker id
+    decode_position: Mapping[str, int]
     max_prompt: int  # so many tokens can start on every worker
     max_whole: int | None  # so many can end on every one that decodes; None: as many as its context takes
     block_bytes: tuple[int, ...]  # of the workers in `decode_at`
@@ -70,37 +62,87 @@ class _Common:
 class PoolTable:
     """Rows of a pool whose workers are alike: one block size and handoff format, speeds known, none draining."""
 
-    def __init__(self, pool: tuple[WorkerView, ...], rows: tuple[Row, ...], common: _Common) -> None:
+    def __init__(self, pool: tuple[WorkerView, ...], rows: Sequence[Row], common: _Common) -> None:
         """Use `of`."""
         self.pool = pool
-        self._rows = rows
         self._common = common
         self.prefill = [pool[i] for i in common.prefill_at]
         self.decode = [pool[i] for i in common.decode_at]
         self.prefill_rows = [rows[i].prefill for i in common.prefill_at]
         self.local_rows = [rows[i].prefill for i in common.decode_at]
         self.decode_rows = [row for i in common.decode_at if (row := rows[i].decode) is not None]
+        self.prefill_position = common.prefill_position
+        self.decode_position = common.decode_position
         self.block_bytes = common.block_bytes
         self._max_prompt, self._max_whole = common.max_prompt, common.max_whole
         self.block_size = common.block_size
+        # Found so far for each of `decode`, by position in `prefill`.
+        self._links: list[dict[int, Link]] = [{} for _ in self.decode]
+        self._summarize()
 
     @classmethod
     def of(cls, pool: tuple[WorkerView, ...], before: Self | None) -> Self | None:
         """The table of a pool, from the one before if that helps; None when its workers are not alike."""
-        # Lists compare by identity first: the usual case takes microseconds.
-        if before is None or [worker.facts for worker in pool] != [worker.facts for worker in before.pool]:
-            common = _common(pool)
-            if common is None:
+        if before is not None and len(pool) == len(before.pool):
+            changed = list(compress(range(len(pool)), map(is_not, pool, before.pool)))
+            if all(_same_facts(pool[i], before.pool[i]) for i in changed):
+                return before.updated(pool, changed)
+        common = _common(pool)
+        if common is None:
+            return None
+        rows = [row for worker in pool if (row := _row(worker, common, None)) is not None]
+        return cls(pool, rows, common) if len(rows) == len(pool) else None
+
+    def updated(self, pool: tuple[WorkerView, ...], changed: Sequence[int]) -> Self | None:
+        """With other loads, speeds or links of some workers: a booking changes one or two of a thousand."""
+        common = self._common
+        table = object.__new__(type(self))
+        table.__dict__.update(self.__dict__)
+        table.pool = pool
+        table.prefill, table.decode = self.prefill.copy(), self.decode.copy()
+        table.prefill_rows, table.local_rows = self.prefill_rows.copy(), self.local_rows.copy()
+        table.decode_rows = self.decode_rows.copy()
+        table._links = self._links.copy()
+        for i in changed:
+            worker, before = pool[i], self.pool[i]
+            worker_id = worker.facts.worker_id
+            d = common.decode_position.get(worker_id)
+            link: Sequence[float] | None = None
+            if d is not None:
+                if worker.links is before.links or worker.links == before.links:
+                    _, _, _, *link = self.decode_rows[d]
+                else:
+                    table._links[d] = {}
+            row = _row(worker, common, link)
+            if row is None:
                 return None
-            rows = [_row(worker, common) for worker in pool]
-        else:
-            common = before._common  # noqa: SLF001
-            rows = [
-                row if new is old else _row(new, common)
-                for new, old, row in zip(pool, before.pool, before._rows, strict=True)  # noqa: SLF001
-            ]
-        complete = [row for row in rows if row is not None]
-        return cls(pool, tuple(complete), common) if len(complete) == len(pool) else None
+            if (p := common.prefill_position.get(worker_id)) is not None:
+                table.prefill[p], table.prefill_rows[p] = worker, row.prefill
+                if row.prefill[2] != table.step_tokens:
+                    table.step_tokens = None
+            if d is not None and row.decode is not None:
+                table.decode[d], table.local_rows[d], table.decode_rows[d] = worker, row.prefill, row.decode
+                table.least_room = min(table.least_room, row.decode[2])
+                table.least_token_factor = min(table.least_token_factor, row.prefill[4])
+        if len(changed) > _FEW:
+            table._summarize()
+        return table
+
+    def _summarize(self) -> None:
+        """Note what makes most of a search superfluous. A booking may leave minima too low, until the next beats."""
+        steps = {step_tokens for _, _, step_tokens, _, _, _ in self.prefill_rows}
+        self.step_tokens = steps.pop() if len(steps) == 1 else None  # of all that prefill for others
+        self.least_room = min((room for _, _, room, _, _ in self.decode_rows), default=-1)
+        self.least_token_factor = min((factor for _, _, _, _, factor, _ in self.local_rows), default=0.0)
+
+    def links_to(self, d: int) -> dict[int, Link]:
+        """Links to the decode worker at this position, by position in `prefill`: as far as `link` found them."""
+        return self._links[d]
+
+    def link(self, p: int, d: int) -> Link:
+        """Between the workers at these positions; remembered as long as it holds."""
+        link = self._links[d][p] = link_between(self.prefill[p], self.decode[d])
+        return link
 
     def fits(self, num_tokens: int, max_tokens: int) -> bool:
         """Whether every worker can take such a request, as `eligible` has it."""
@@ -138,6 +180,8 @@ def _common(pool: Sequence[WorkerView]) -> _Common | None:
     return _Common(
         prefill_at=prefill_at,
         decode_at=decode_at,
+        prefill_position={pool[i].facts.worker_id: p for p, i in enumerate(prefill_at)},
+        decode_position={pool[i].facts.worker_id: d for d, i in enumerate(decode_at)},
         max_prompt=min(
             min(w.facts.max_context_tokens, w.facts.num_blocks * w.facts.block_size) for w in pool
         ),
@@ -152,7 +196,12 @@ def _common(pool: Sequence[WorkerView]) -> _Common | None:
     )
 
 
-def _row(worker: WorkerView, common: _Common) -> Row | None:
+def _same_facts(one: WorkerView, other: WorkerView) -> bool:
+    return one.facts is other.facts or one.facts == other.facts
+
+
+def _row(worker: WorkerView, common: _Common, link: Sequence[float] | None) -> Row | None:
+    """`link` are latency and time per block of the best link to it, if they are known."""
     facts, load = worker.facts, worker.load
     prefill, decode = worker.prefill_speed, worker.decode_speed
     can_decode = facts.role is not WorkerRole.PREFILL
@@ -160,7 +209,7 @@ def _row(worker: WorkerView, common: _Common) -> Row | None:
         return None
     interleaved = interleaved_ms(decode, load)
     stalled = 1 + neighbours_of(facts, load)
-    prefill_row = PrefillRow(
+    prefill_row = (
         facts.worker_id,
         queue_ms(facts, load, prefill, interleaved),
         prompt_tokens_per_step(facts, load),
@@ -173,16 +222,18 @@ def _row(worker: WorkerView, common: _Common) -> Row | None:
     num_others = load.num_sequences
     kv_tokens = load.decode_kv_tokens + load.queued_prefill_tokens
     full = bool(facts.max_sequences) and num_others >= facts.max_sequences
-    link = _best_link(worker, common)
+    if link is None:
+        best = _best_link(worker, common)
+        link = best.latency_ms, min(facts.formats.values()) / best.bytes_per_ms
+    latency, block_ms = link
     return Row(
         prefill_row,
-        DecodeRow(
-            facts.worker_id,
+        (
             decode.a_ms + decode.b_ms * (2 * num_others + 1) + decode.c_ms * kv_tokens,
             decode.c_ms * (1 + num_others),
             -1 if full else (facts.num_blocks - load.num_used_blocks) * facts.block_size,
-            link.latency_ms,
-            min(facts.formats.values()) / link.bytes_per_ms,
+            latency,
+            block_ms,
         ),
     )
 
