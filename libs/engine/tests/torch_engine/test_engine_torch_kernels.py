@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from tandem_engine.torch_engine import elementwise, kernels
-from tandem_engine.torch_engine.kernels import Kernels, load_kernels
+from tandem_engine.torch_engine.kernels import ChunkRows, Kernels, load_kernels
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -88,6 +89,60 @@ def test_decode_attention_sees_the_keys_of_its_row_and_no_others(
         torch.testing.assert_close(out[row].double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+def chunk_reference(
+    queries: Tensor, pool: Tensor, blocks: list[int], position: int, window: int, layer: int
+) -> Tensor:
+    """One row's new tokens (tokens, heads, head_dim), each seeing `window` keys up to itself, in float64."""
+    rows = []
+    for token in range(len(queries)):
+        count = position + token + 1
+        start = max(0, count - window) if window else 0
+        rows.append(reference(queries[token], pool, blocks, layer, start, count))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("window", [0, 1, 37])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "block_size"),
+    [(6, 2, 64, 16), (2, 1, 128, 16), (4, 4, 16, 5), (5, 1, 48, 24), (3, 3, 80, 32), (10, 1, 256, 100)],
+)
+def test_a_chunk_sees_its_row_up_to_itself_and_no_others(
+    loaded: Kernels,
+    dtype: torch.dtype,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    window: int,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    num_layers, lengths, positions = 3, (2, 7, 71, 130), (0, 3, 64, 0)
+    max_blocks = max(-(-(n + p) // block_size) for n, p in zip(lengths, positions, strict=True))
+    tables = torch.randperm(4 * max_blocks, generator=generator).view(4, max_blocks)
+    pool = torch.randn(
+        4 * max_blocks, num_layers, 2, block_size, num_kv_heads, head_dim, generator=generator
+    ).to(dtype)
+    for row, (length, position) in enumerate(zip(lengths, positions, strict=True)):
+        for slot in range(length + position, max_blocks * block_size):  # what must not be read shows
+            pool[tables[row, slot // block_size], :, :, slot % block_size] = float("nan")
+    starts = [0, *accumulate(lengths)]
+    # Heads cut out of a wider row, as queries are out of the fused projection; one token before is another group's.
+    wide = torch.randn(1 + starts[-1], num_heads + 3, head_dim, generator=generator).to(dtype) * 2
+    rows = ChunkRows(
+        start=1,
+        num_tokens=starts[-1],
+        block_rows=tables * (2 * num_layers),
+        tokens=torch.tensor(starts),
+        positions=torch.tensor(positions),
+        window=window,
+    )
+    out = loaded.chunk_attention(wide[:, :num_heads], pool, rows, 1)
+    for row, position in enumerate(positions):
+        own = slice(starts[row], starts[row + 1])
+        expected = chunk_reference(wide[1:, :num_heads][own], pool, tables[row].tolist(), position, window, 1)
+        torch.testing.assert_close(out[own].double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
 def test_scores_of_any_size_give_numbers(loaded: Kernels, dtype: torch.dtype) -> None:
     pool = torch.randn(1, 1, 2, 16, 1, 16, generator=torch.Generator().manual_seed(2)).to(dtype)
     pool[:, :, 0] *= 1e4
@@ -96,6 +151,16 @@ def test_scores_of_any_size_give_numbers(loaded: Kernels, dtype: torch.dtype) ->
     out = loaded.decode_attention(queries, pool, *arguments, 0)
     expected = reference(queries[0], pool, [0], 0, 0, 16)
     torch.testing.assert_close(out[0].double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    chunk = ChunkRows(
+        start=0,
+        num_tokens=16,
+        block_rows=arguments[0],
+        tokens=torch.tensor([0, 16]),
+        positions=torch.tensor([0]),
+        window=0,
+    )
+    out = loaded.chunk_attention(queries.expand(16, 1, 16).contiguous(), pool, chunk, 0)
+    torch.testing.assert_close(out[15].double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 def test_sizes_that_no_kernel_fits_are_known_before_and_refused() -> None:

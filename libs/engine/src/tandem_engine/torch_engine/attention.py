@@ -1,8 +1,7 @@
-"""Paged attention: gather the blocks that a group of rows sees, and attend to them in one call.
+"""Paged attention: kernels read the pool in place; without any, the blocks that a group of rows sees are gathered.
 
-The same code runs on CPU and CUDA, but for rows that decode where there are kernels: these read the pool in place.
-A row's result does not depend on what else is in the batch, but for the rounding of sums: padded keys take part
-with a probability of exactly zero.
+The gathering code runs on CPU and CUDA. A row's result does not depend on what else is in the batch, but for the
+rounding of sums: padded keys take part with a probability of exactly zero.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from tandem_engine.torch_engine.kernels import ChunkRows
 from tandem_engine.torch_engine.kv_cache import KVCache
-from tandem_engine.torch_engine.step_inputs import RowGroup
+from tandem_engine.torch_engine.row_groups import DecodeRows, GatheredRows, RowGroup
 
 
 def attend(queries: Tensor, groups: Sequence[RowGroup], cache: KVCache, layer: int) -> Tensor:
@@ -27,14 +27,23 @@ def attend(queries: Tensor, groups: Sequence[RowGroup], cache: KVCache, layer: i
 
 
 def _attend_group(queries: Tensor, group: RowGroup, cache: KVCache, layer: int) -> Tensor:
+    match group:
+        case DecodeRows():
+            assert cache.kernels is not None
+            own = queries[group.start : group.start + group.starts.shape[0]]
+            return cache.kernels.decode_attention(
+                own, cache.pool, group.block_rows, group.starts, group.counts, layer
+            )
+        case ChunkRows():
+            assert cache.kernels is not None
+            return cache.kernels.chunk_attention(queries, cache.pool, group, layer)
+        case GatheredRows():
+            return _attend_gathered(queries, group, cache, layer)
+
+
+def _attend_gathered(queries: Tensor, group: GatheredRows, cache: KVCache, layer: int) -> Tensor:
     num_heads, head_dim = queries.shape[1:]
     num_kv_heads = cache.block_shape[3]
-    if group.decodes is not None and cache.kernels is not None:
-        queries = queries[group.start : group.start + group.num_rows]
-        decodes = group.decodes
-        return cache.kernels.decode_attention(
-            queries, cache.pool, decodes.block_rows, decodes.starts, decodes.counts, layer
-        )
     gathered = cache.gather(group.block_rows + 2 * layer).view(2, group.num_rows, -1, num_kv_heads, head_dim)
     keys, values = gathered[:, :, : group.num_keys].transpose(2, 3)  # each (rows, kv_heads, keys, head_dim)
     end = group.start + group.num_rows * group.num_queries

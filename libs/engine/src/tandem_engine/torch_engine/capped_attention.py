@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tandem_engine.torch_engine.kv_cache import KVCache
-from tandem_engine.torch_engine.step_inputs import RowGroup
+from tandem_engine.torch_engine.row_groups import GatheredRows, RowGroup
 
 
 def attend_capped(
@@ -19,6 +19,7 @@ def attend_capped(
 
 
 def _attend_group(queries: Tensor, group: RowGroup, cache: KVCache, layer: int, softcap: float) -> Tensor:
+    assert isinstance(group, GatheredRows)  # a cache for these models has no kernels
     num_heads, head_dim = queries.shape[1:]
     num_kv_heads = cache.block_shape[3]
     gathered = cache.gather(group.block_rows + 2 * layer).view(2, group.num_rows, -1, num_kv_heads, head_dim)

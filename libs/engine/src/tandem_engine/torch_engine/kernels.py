@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,11 +20,23 @@ from tandem_engine.torch_engine.kernel_build import compiled_library
 
 _STORAGE = {torch.float32: (), torch.bfloat16: ("-DSTORAGE_BFLOAT16",)}
 _TASKS_PER_THREAD = 2
-# What decode_attention can do; as in decode_attention.c.
+# What both attention kernels can do; as in decode_attention.c.
 _MAX_SHARED, _MAX_HEAD_DIM, _MAX_BLOCK = 16, 256, 128
 LANES = 16  # numbers that a kernel takes at once: sizes must be multiples of it
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkRows:
+    """Rows with any numbers of new tokens each, for `chunk_attention`. Indexes are int64 and contiguous."""
+
+    start: int  # first flat token
+    num_tokens: int
+    block_rows: Tensor  # (rows, blocks): keys' rows of layer 0
+    tokens: Tensor  # (rows + 1,): where each row's tokens begin, counted from `start`, and where the last one's end
+    positions: Tensor  # (rows,): each row's first token, counted in the slots of its block rows
+    window: int  # keys that a token sees, itself included; 0: all
 
 
 class Kernels:
@@ -37,13 +50,16 @@ class Kernels:
             ctypes.c_float,
         )
         self._decode_attention.restype = ctypes.c_int
+        self._chunk_attention = library.chunk_attention
+        self._chunk_attention.argtypes = self._decode_attention.argtypes
+        self._chunk_attention.restype = ctypes.c_int
         self._rms_norm = _function(library.rms_norm, 3, 4, ctypes.c_float)
         self._silu_gate = _function(library.silu_gate, 2, 2)
         self._rotate = _function(library.rotate, 4, 4)
 
     @staticmethod
     def supports(*, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int) -> bool:
-        """Whether `decode_attention` can do these sizes."""
+        """Whether the attention kernels can do these sizes."""
         return (
             num_heads // num_kv_heads <= _MAX_SHARED
             and head_dim % LANES == 0
@@ -83,6 +99,37 @@ class Kernels:
         )
         if status:
             raise ValueError(f"decode_attention does not support queries of shape {tuple(queries.shape)}")
+        return out
+
+    def chunk_attention(self, queries: Tensor, pool: Tensor, rows: ChunkRows, layer: int) -> Tensor:
+        """Attention of the rows' new tokens, each to what its row holds up to itself: (their number, heads, head_dim).
+
+        `queries` (tokens, heads, head_dim) are those of the whole step, each token's heads contiguous; `pool` as in
+        KVCache. Scores are scaled by 1/sqrt(head_dim).
+        """
+        num_heads, head_dim = queries.shape[1:]
+        queries = queries[rows.start : rows.start + rows.num_tokens]
+        out = torch.empty(queries.shape, dtype=queries.dtype)
+        status = self._chunk_attention(
+            out.data_ptr(),
+            queries.data_ptr(),
+            pool.data_ptr(),
+            rows.block_rows.data_ptr(),
+            rows.tokens.data_ptr(),
+            rows.positions.data_ptr(),
+            rows.positions.shape[0],
+            rows.block_rows.shape[1],
+            2 * layer,
+            pool.shape[3],
+            num_heads,
+            pool.shape[4],
+            head_dim,
+            queries.stride(0),
+            rows.window,
+            head_dim**-0.5,
+        )
+        if status:
+            raise ValueError(f"chunk_attention does not support queries of shape {tuple(queries.shape)}")
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -5,6 +5,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 typedef float floats __attribute__((vector_size(64)));
 typedef int32_t ints __attribute__((vector_size(64)));
@@ -23,9 +26,13 @@ static inline floats load(const number *from) {
 }
 
 static inline void store(number *to, floats values) {
+#ifdef __AVX512BF16__
+    __m256bh packed = _mm512_cvtneps_pbh((__m512)values);
+#else
     ints bits = (ints)values; /* round to nearest, ties to even */
     bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     halves packed = __builtin_convertvector(bits, halves);
+#endif
     memcpy(to, &packed, sizeof packed);
 }
 #else
@@ -57,6 +64,19 @@ static inline float sum(floats values) {
     memcpy(by_four, by_eight, sizeof by_four);
     by_four[0] += by_four[1];
     return (by_four[0][0] + by_four[0][2]) + (by_four[0][1] + by_four[0][3]);
+}
+
+/* Lanes of `yes` where `which` is all ones, of `no` where it is 0. */
+static inline floats chosen(ints which, floats yes, floats no) {
+    return (floats)(((ints)yes & which) | ((ints)no & ~which));
+}
+
+static inline float largest(floats values) {
+    float lanes[LANES];
+    memcpy(lanes, &values, sizeof lanes);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
 }
 
 /* e^x for x <= 0, to about 2 ulp: 2^n times a polynomial (Cephes' coefficients), 0 below the smallest normal. */
