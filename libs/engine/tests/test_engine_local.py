@@ -19,6 +19,7 @@ from tandem_engine import (
     StepOutput,
     create_engine,
 )
+from tandem_engine.api import Borrowed
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.simulated import SimulatedRunner
@@ -35,24 +36,19 @@ class GatedRunner(SimulatedRunner):
         self.gate.set()
         self.in_step = threading.Event()
         self.num_steps = 0
+        self.held_step = -1
         self.broken = False
         self.closed = False
-        self.copying = threading.Event()
-        self.copy_gate = threading.Event()
-        self.copy_gate.set()
 
     def execute(self, batch: Batch) -> list[DrawnToken | None]:
+        if self.num_steps == self.held_step:
+            self.gate.clear()
         self.in_step.set()
         assert self.gate.wait(10)
         self.num_steps += 1
         if self.broken:
             raise MemoryError
         return super().execute(batch)
-
-    def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
-        self.copying.set()
-        assert self.copy_gate.wait(10)
-        super().read_blocks(block_ids, out)
 
     def close(self) -> None:
         self.closed = True
@@ -83,7 +79,6 @@ async def engine() -> AsyncIterator[LocalEngine]:
     await engine.start()
     yield engine
     runner_of(engine).gate.set()
-    runner_of(engine).copy_gate.set()
     await engine.stop()
 
 
@@ -171,10 +166,12 @@ async def test_blocks_are_handed_over_while_the_prompt_is_still_computed(engine:
         engine.submit(generation("held", range(20)), PrefillMode.HOLD)
         reservation = await other.blocks.reserve(generation("a", range(20), 6))
         assert (reservation.num_blocks, reservation.num_held_blocks) == (5, 0)
-        payload = memoryview(bytearray(engine.info.block_bytes))
         for block in range(5):
-            await engine.blocks.read_blocks("held", block, 1, payload)
-            await other.blocks.write_blocks("a", block, payload)
+            async with (
+                engine.blocks.reading("held", block, 1) as [source],
+                other.blocks.writing("a", block, 1) as [target],
+            ):
+                target[:] = source
         held = await outputs_until(engine, lambda output: bool(output.tokens))
         first = held[-1].tokens[0].token_ids[0]
         await other.blocks.activate("a", FirstToken(token_id=first, num_cached_tokens=3))
@@ -219,27 +216,32 @@ async def test_a_reservation_that_is_given_up_leaves_nothing(engine: LocalEngine
         await other
 
 
+async def enter(borrowed: Borrowed) -> None:
+    async with borrowed:
+        pass
+
+
 async def test_what_cannot_be_reserved_written_or_read_is_said(engine: LocalEngine) -> None:
-    blocks, one = engine.blocks, memoryview(bytearray(engine.info.block_bytes))
+    blocks = engine.blocks
     with pytest.raises(InvalidRequest, match="200 tokens"):
         await blocks.reserve(generation("a", range(200), 3))
     await blocks.reserve(generation("a", range(10), 3))
     with pytest.raises(Conflict):
         await blocks.reserve(generation("a", range(10), 3))
     with pytest.raises(NotFound):
-        await blocks.write_blocks("b", 0, one)
+        await enter(blocks.writing("b", 0, 1))
     with pytest.raises(InvalidRequest, match="3 to 4"):
-        await blocks.write_blocks("a", 3, one)
-    with pytest.raises(InvalidRequest, match="whole number"):
-        await blocks.write_blocks("a", 0, one[:5])
+        await enter(blocks.writing("a", 3, 1))
     with pytest.raises(Conflict, match="3 blocks unwritten"):
         await blocks.activate("a", FirstToken(token_id=1, num_cached_tokens=0))
     with pytest.raises(NotFound):
-        await blocks.read_blocks("b", 0, 1, one)
+        await enter(blocks.reading("b", 0, 1))
     with pytest.raises(InvalidRequest, match="do not exist"):
-        await blocks.read_blocks("a", 0, 4, memoryview(bytearray(4 * engine.info.block_bytes)))
-    with pytest.raises(InvalidRequest, match="writable buffer"):
-        await blocks.read_blocks("a", 0, 1, memoryview(bytes(engine.info.block_bytes)))
+        await enter(blocks.reading("a", 0, 4))
+    engine.submit(generation("c", range(8)), PrefillMode.HOLD)
+    await eventually(lambda: "held" in [r.phase for r in engine.snapshot().requests])
+    with pytest.raises(Conflict, match="held, not reserved"):
+        await enter(blocks.writing("c", 0, 1))
 
 
 async def test_shared_blocks_of_a_reservation_cannot_be_overwritten(engine: LocalEngine) -> None:
@@ -248,34 +250,103 @@ async def test_shared_blocks_of_a_reservation_cannot_be_overwritten(engine: Loca
     reservation = await engine.blocks.reserve(generation("b", range(10), 3))
     assert (reservation.num_blocks, reservation.num_held_blocks) == (3, 2)
     with pytest.raises(InvalidRequest, match="2 to 3 are"):
-        await engine.blocks.write_blocks("b", 1, memoryview(bytearray(engine.info.block_bytes)))
+        await enter(engine.blocks.writing("b", 1, 1))
 
 
-async def test_a_reader_that_is_cancelled_gets_its_buffer_back_only_after_the_copy(
-    engine: LocalEngine,
-) -> None:
+async def test_what_could_not_be_filled_does_not_count_as_written(engine: LocalEngine) -> None:
+    await engine.blocks.reserve(generation("a", range(10), 3))
+    with pytest.raises(InvalidRequest, match="checksum"):
+        async with engine.blocks.writing("a", 0, 3):
+            raise InvalidRequest("a checksum")
+    with pytest.raises(Conflict, match="3 blocks unwritten"):
+        await engine.blocks.activate("a", FirstToken(token_id=1, num_cached_tokens=0))
+
+
+async def test_computed_blocks_are_lent_while_a_step_is_computed(engine: LocalEngine) -> None:
     runner = runner_of(engine)
-    engine.submit(generation("held", range(4)), PrefillMode.HOLD)
-    out = memoryview(bytearray(engine.info.block_bytes))
-    runner.copy_gate.clear()
-    reading = asyncio.create_task(engine.blocks.read_blocks("held", 0, 1, out))
-    await eventually(runner.copying.is_set)
-    reading.cancel()
+    runner.held_step = 1
+    engine.submit(generation("held", range(20)), PrefillMode.HOLD)
+    await outputs_until(engine, lambda output: bool(output.progress))
+    await eventually(lambda: not runner.gate.is_set())
+    async with engine.blocks.reading("held", 0, 2) as views:
+        assert any(views[0])
+        assert not runner.gate.is_set()
+    runner.gate.set()
+
+
+@pytest.mark.parametrize("borrow", ["reading", "writing"])
+async def test_blocks_that_are_lent_are_given_to_nobody_else(engine: LocalEngine, borrow: str) -> None:
+    if borrow == "reading":
+        engine.submit(generation("a", range(100)), PrefillMode.HOLD)
+    else:
+        await engine.blocks.reserve(generation("a", range(100)))
+    lending = getattr(engine.blocks, borrow)("a", 23, 2)
+    views = await lending.__aenter__()
+    content = [bytes(view) for view in views]
+    engine.cancel("a")
+    await eventually(lambda: not engine.snapshot().requests)
+    assert engine.snapshot().num_used_blocks == 25
+    engine.submit(generation("b", range(200, 300), 1))  # would need all of them
     await asyncio.sleep(0.02)
+    assert engine.snapshot().num_waiting == 1
+    assert [bytes(view) for view in views] == content
+    if borrow == "reading":
+        await lending.__aexit__(None, None, None)
+    else:
+        with pytest.raises(NotFound):
+            await lending.__aexit__(None, None, None)
+    await outputs_until(engine, ends("b"))
+    await eventually(lambda: engine.snapshot().num_used_blocks == 0)
+
+
+async def test_a_reader_that_is_cancelled_leaves_no_loan(engine: LocalEngine) -> None:
+    runner = runner_of(engine)
+    runner.gate.clear()
+    engine.submit(generation("a", range(20)), PrefillMode.HOLD)
+    reading = asyncio.create_task(enter(engine.blocks.reading("a", 4, 1)))
+    await eventually(runner.in_step.is_set)
     reading.cancel()
-    await asyncio.sleep(0.02)
-    assert not reading.done()
-    runner.copy_gate.set()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert any(out)
+    runner.gate.set()
+    await outputs_until(engine, lambda output: bool(output.tokens))
+    engine.cancel("a")
+    await eventually(lambda: engine.snapshot().num_used_blocks == 0)
+
+
+class DeviceRunner(GatedRunner):
+    """A runner whose blocks are out of the host's reach, as on a GPU."""
+
+    def view_blocks(self, block_ids: Sequence[int]) -> None:  # type: ignore[override]
+        return None
+
+
+async def test_blocks_on_a_device_are_copied_to_the_host_and_back() -> None:
+    engines = [LocalEngine(CONFIG, DeviceRunner(CONFIG)), LocalEngine(CONFIG, DeviceRunner(CONFIG))]
+    here, there = engines
+    for engine in engines:
+        await engine.start()
+    try:
+        here.submit(generation("a", range(20)), PrefillMode.HOLD)
+        await there.blocks.reserve(generation("a", range(20), 6))
+        async with here.blocks.reading("a", 0, 5) as [source], there.blocks.writing("a", 0, 5) as [target]:
+            target[:] = source
+        first = (await outputs_until(here, lambda output: bool(output.tokens)))[-1].tokens[0].token_ids[0]
+        await there.blocks.activate("a", FirstToken(token_id=first, num_cached_tokens=0))
+        handed = await outputs_until(there, ends("a"))
+        here.submit(generation("local", range(20), 6))
+        local = await outputs_until(here, ends("local"))
+        tokens = [[token for o in run for t in o.tokens for token in t.token_ids] for run in (handed, local)]
+        assert tokens[0] == tokens[1]
+    finally:
+        for engine in engines:
+            await engine.stop()
 
 
 async def test_reads_of_a_cancelled_request_end(engine: LocalEngine) -> None:
     runner_of(engine).gate.clear()
     engine.submit(generation("a", range(20)), PrefillMode.HOLD)
-    out = memoryview(bytearray(engine.info.block_bytes))
-    reading = asyncio.create_task(engine.blocks.read_blocks("a", 4, 1, out))
+    reading = asyncio.create_task(enter(engine.blocks.reading("a", 4, 1)))
     await eventually(runner_of(engine).in_step.is_set)
     engine.cancel("a")
     runner_of(engine).gate.set()
@@ -287,8 +358,7 @@ async def test_a_runner_that_fails_ends_the_engine_and_everything_that_waits(eng
     runner_of(engine).gate.clear()
     engine.submit(generation("a", range(20), 4), PrefillMode.HOLD)
     await eventually(runner_of(engine).in_step.is_set)
-    out = memoryview(bytearray(engine.info.block_bytes))
-    reading = asyncio.create_task(engine.blocks.read_blocks("a", 4, 1, out))
+    reading = asyncio.create_task(enter(engine.blocks.reading("a", 4, 1)))
     await asyncio.sleep(0)
     runner_of(engine).broken = True
     runner_of(engine).gate.set()

@@ -225,11 +225,15 @@ async def serve(job: Job, name: str, here: Consumer, other: Consumer, handoffs: 
         other.engine.submit(make_generation(held, job), PrefillMode.HOLD)
         reservation = await here.engine.blocks.reserve(make_generation(name, job))
         first, count = reservation.num_held_blocks, reservation.num_blocks - reservation.num_held_blocks
-        payload = memoryview(bytearray(count * here.engine.info.block_bytes))
-        await other.engine.blocks.read_blocks(held, first, count, payload)
-        await prefilled.wait()
-        other.engine.cancel(held)
-        await here.engine.blocks.write_blocks(name, first, payload)
+        async with (
+            other.engine.blocks.reading(held, first, count) as sources,
+            here.engine.blocks.writing(name, first, count) as targets,
+        ):
+            await prefilled.wait()
+            other.engine.cancel(held)  # what is lent stays as it is
+            await asyncio.sleep(0)
+            for source, target in zip(sources, targets, strict=True):
+                target[:] = source
         await here.engine.blocks.activate(
             name, FirstToken(token_id=other.tokens[held][0], num_cached_tokens=0)
         )

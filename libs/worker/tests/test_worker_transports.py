@@ -2,7 +2,8 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,14 +14,17 @@ from tandem_worker.transports import (
     OutgoingChunk,
     PeerConnections,
     Receiver,
+    Room,
     Source,
     TransportBroken,
     shm,
     tcp,
 )
-from tandem_worker.transports.framing import frame
+from tandem_worker.transports.framing import LENGTH, frame
+from tandem_worker.transports.payload import PIECE_BYTES, RECORD
+from tandem_worker.transports.shm import NUM_SLOTS
 
-SLOT = 1 << 20
+MAX_PAYLOAD = 10 * PIECE_BYTES
 SOURCE = Source(worker_id="p", epoch=3)
 
 
@@ -30,20 +34,31 @@ class Sink:
     def __init__(self) -> None:
         self.got: dict[int, bytes] = {}
         self.sources: set[Source] = set()
+        self.may_read = asyncio.Event()
+        self.may_read.set()
         self.may_write = asyncio.Event()
         self.may_write.set()
+        self.is_wanted = True
+        self.num_rooms = 0
 
     @property
     def max_payload_bytes(self) -> int:
-        return SLOT
+        return MAX_PAYLOAD
 
-    def admit(self, source: Source, header: transfer_pb2.ChunkHeader) -> None:
+    @asynccontextmanager
+    async def room(self, source: Source, header: transfer_pb2.ChunkHeader) -> AsyncIterator[Room | None]:
         if header.lease_id == "forbidden":
             raise PermissionDenied("not you")
-
-    async def write(
-        self, source: Source, header: transfer_pb2.ChunkHeader, payload: memoryview, receive_ms: float
-    ) -> None:
+        if header.lease_id == "duplicate":
+            yield None
+            return
+        payload = bytearray(header.payload_bytes)
+        await self.may_read.wait()
+        self.num_rooms += 1
+        try:
+            yield Room(views=in_parts(memoryview(payload)), is_wanted=lambda: self.is_wanted)
+        finally:
+            self.num_rooms -= 1
         await self.may_write.wait()
         if header.lease_id == "defect":
             raise ZeroDivisionError
@@ -51,14 +66,24 @@ class Sink:
         self.got[header.first_block] = bytes(payload)
 
 
+def in_parts(view: memoryview) -> list[memoryview]:
+    """Cut at places that fit nobody else's."""
+    parts, size = [], 1
+    while view:
+        parts.append(view[:size])
+        view, size = view[size:], size * 7 % 40_000 + 1
+    return parts
+
+
 def chunk(payload: bytes, first_block: int = 0, lease_id: str = "") -> OutgoingChunk:
-    async def fill(buffer: memoryview) -> None:
-        buffer[:] = payload
+    @asynccontextmanager
+    async def lend() -> AsyncIterator[Sequence[memoryview]]:
+        yield [memoryview(bytearray(part)) for part in (payload[:100], payload[100:])]
 
     header = transfer_pb2.ChunkHeader(
         lease_id=lease_id, first_block=first_block, num_blocks=1, payload_bytes=len(payload)
     )
-    return OutgoingChunk(header=header, fill=fill)
+    return OutgoingChunk(header=header, lend=lend)
 
 
 @asynccontextmanager
@@ -76,7 +101,7 @@ async def receiving(kind: str, sink: Sink) -> AsyncIterator[Receiver]:
 async def connected(kind: str, sink: Sink) -> AsyncIterator[Connection]:
     async with receiving(kind, sink) as receiver:
         connect = shm.connect if kind == "shm" else tcp.connect
-        connection = await connect(receiver.address, SOURCE, SLOT, 2.0)
+        connection = await connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
         try:
             yield connection
         finally:
@@ -87,7 +112,7 @@ both = pytest.mark.parametrize("kind", ["shm", "tcp"])
 
 
 @both
-@pytest.mark.parametrize("num_bytes", [0, 1, 4096, SLOT])
+@pytest.mark.parametrize("num_bytes", [0, 1, 4096, PIECE_BYTES, PIECE_BYTES + 1, MAX_PAYLOAD])
 async def test_what_is_shipped_arrives(kind: str, num_bytes: int) -> None:
     sink, payload = Sink(), os.urandom(num_bytes)
     async with connected(kind, sink) as connection:
@@ -97,7 +122,7 @@ async def test_what_is_shipped_arrives(kind: str, num_bytes: int) -> None:
 
 
 @both
-async def test_more_chunks_than_slots_share_a_connection(kind: str) -> None:
+async def test_many_chunks_share_a_connection(kind: str) -> None:
     sink = Sink()
     payloads = [os.urandom(10_000 * number) for number in range(30)]
     async with connected(kind, sink) as connection:
@@ -115,29 +140,83 @@ async def test_a_refusal_reaches_the_shipper_and_the_connection_lives_on(kind: s
     assert sink.got == {0: b"fine"}
 
 
-async def test_a_flipped_bit_in_shared_memory_is_noticed() -> None:
+@both
+async def test_a_chunk_that_is_there_already_is_passed_over(kind: str) -> None:
     sink = Sink()
-    buffers: list[memoryview] = []
+    async with connected(kind, sink) as connection:
+        await connection.ship(chunk(os.urandom(MAX_PAYLOAD), lease_id="duplicate"), 5)
+        await connection.ship(chunk(b"fine"), 5)
+    assert sink.got == {0: b"fine"}
 
-    async def fill(buffer: memoryview) -> None:
-        buffer[:] = bytes(1000)
-        buffers.append(buffer)
 
+@both
+async def test_a_flipped_bit_is_noticed_and_the_connection_lives_on(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Sink()
+    async with connected(kind, sink) as connection:
+        # The sender's sum of the second piece is of other bytes than those that arrive.
+        module, name = (shm, "crc32") if kind == "shm" else (tcp, "checksum")
+        right, num_calls = getattr(module, name), 0
+
+        def wrong(content: object) -> int:
+            nonlocal num_calls
+            num_calls += 1
+            return right(content) ^ (num_calls == 2)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, wrong)
+            with pytest.raises(InvalidRequest, match="checksum"):
+                await connection.ship(chunk(os.urandom(MAX_PAYLOAD)), 5)
+        await connection.ship(chunk(b"fine"), 5)
+    assert sink.got == {0: b"fine"}
+
+
+@pytest.mark.parametrize("flipped", [0, PIECE_BYTES - 1, NUM_SLOTS * PIECE_BYTES - 1])
+async def test_a_bit_flipped_in_shared_memory_is_noticed(flipped: int) -> None:
+    sink, payload = Sink(), os.urandom(NUM_SLOTS * PIECE_BYTES)
     async with connected("shm", sink) as connection:
-        # Held up by a chunk before it, so that the payload can change after its checksum was made.
-        sink.may_write.clear()
-        before = asyncio.create_task(connection.ship(chunk(b"before", 5), 5))
-        await asyncio.sleep(0.05)
-        shipping = asyncio.create_task(
-            connection.ship(OutgoingChunk(header=chunk(bytes(1000)).header, fill=fill), 5)
-        )
-        await asyncio.sleep(0.05)
-        buffers[0][500] ^= 1
-        sink.may_write.set()
-        await before
+        sink.may_read.clear()
+        shipping = asyncio.create_task(connection.ship(chunk(payload), 5))
+        ring = connection._send.__self__._memory
+        async with asyncio.timeout(5):
+            while bytes(ring) != payload:
+                await asyncio.sleep(0.01)
+        ring[flipped] ^= 1
+        sink.may_read.set()
         with pytest.raises(InvalidRequest, match="checksum"):
             await shipping
-    assert sink.got == {5: b"before"}
+    assert sink.got == {}
+
+
+async def test_a_payload_that_nobody_wants_any_more_is_not_waited_for() -> None:
+    sink = Sink()
+    async with receiving("tcp", sink) as receiver:
+        host, _, port = receiver.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        header = transfer_pb2.ChunkHeader(num_blocks=1, payload_bytes=8)
+        writer.write(frame(transfer_pb2.TransferHello(source_worker_id="p")) + frame(header))
+        writer.write(RECORD.pack(8, 0) + b"half")
+        async with asyncio.timeout(5):
+            while not sink.num_rooms:
+                await asyncio.sleep(0.01)
+            sink.is_wanted = False
+            while sink.num_rooms:
+                await asyncio.sleep(0.01)
+            # The rest, when it comes after all, is thrown away, and the connection lives on.
+            sink.is_wanted = True
+            writer.write(b"rest")
+            assert await read_ack(reader) == PermissionDenied.code.value[0]
+            writer.write(frame(header) + RECORD.pack(8, zlib.crc32(b"all of 8")) + b"all of 8")
+            assert await read_ack(reader) == 0
+        writer.close()
+        await writer.wait_closed()
+    assert sink.got == {0: b"all of 8"}
+
+
+async def read_ack(reader: asyncio.StreamReader) -> int:
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    return transfer_pb2.ChunkAck.FromString(await reader.readexactly(length)).code
 
 
 @both
@@ -158,12 +237,14 @@ async def test_a_cancelled_shipper_does_not_tear_the_stream(kind: str) -> None:
 async def test_a_payload_that_cannot_be_made_fails_alone(kind: str) -> None:
     sink = Sink()
 
-    async def fill(buffer: memoryview) -> None:
+    @asynccontextmanager
+    async def lend() -> AsyncIterator[Sequence[memoryview]]:
         raise Unavailable("no such blocks")
+        yield ()
 
     async with connected(kind, sink) as connection:
         with pytest.raises(Unavailable, match="no such blocks"):
-            await connection.ship(OutgoingChunk(header=chunk(b"12").header, fill=fill), 5)
+            await connection.ship(OutgoingChunk(header=chunk(b"12").header, lend=lend), 5)
         await connection.ship(chunk(b"fine"), 5)
     assert sink.got == {0: b"fine"}
 
@@ -186,7 +267,7 @@ async def test_a_receiver_that_ends_breaks_the_connection(kind: str) -> None:
     sink.may_write.clear()
     async with receiving(kind, sink) as receiver:
         connect = shm.connect if kind == "shm" else tcp.connect
-        connection = await connect(receiver.address, SOURCE, SLOT, 2.0)
+        connection = await connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
         shipping = asyncio.create_task(connection.ship(chunk(b"in flight"), 5))
         await asyncio.sleep(0.05)
     with pytest.raises(TransportBroken):
@@ -199,10 +280,10 @@ async def test_a_defect_of_the_sink_ends_only_its_connection(kind: str) -> None:
     sink = Sink()
     async with receiving(kind, sink) as receiver:
         connect = shm.connect if kind == "shm" else tcp.connect
-        bad = await connect(receiver.address, SOURCE, SLOT, 2.0)
+        bad = await connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
         with pytest.raises(TransportBroken):
             await bad.ship(chunk(b"x", lease_id="defect"), 5)
-        good = await connect(receiver.address, SOURCE, SLOT, 2.0)
+        good = await connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
         await good.ship(chunk(b"fine"), 5)
         await bad.close()
         await good.close()
@@ -224,7 +305,7 @@ def endpoint(receiver: Receiver, host_id: str = "") -> cluster_pb2.KvEndpoint:
 async def test_shared_memory_is_preferred_on_one_host_and_impossible_between_two() -> None:
     sink = Sink()
     async with receiving("shm", sink) as near, receiving("tcp", sink) as far:
-        peers = PeerConnections(SOURCE, ("shm", "tcp"), SLOT)
+        peers = PeerConnections(SOURCE, ("shm", "tcp"), MAX_PAYLOAD)
         here, elsewhere = card(endpoint(near), endpoint(far)), card(endpoint(near, "other"), endpoint(far))
         assert await peers.ship(here, chunk(b"a"), 5) == "shm"
         elsewhere.epoch = 2
@@ -237,7 +318,7 @@ async def test_a_broken_transport_is_replaced_and_the_chunk_shipped_again() -> N
     async with receiving("tcp", sink) as far:
         async with receiving("shm", sink) as near:
             both_ways = card(endpoint(near), endpoint(far))
-            peers = PeerConnections(SOURCE, ("shm", "tcp"), SLOT)
+            peers = PeerConnections(SOURCE, ("shm", "tcp"), MAX_PAYLOAD)
             assert await peers.ship(both_ways, chunk(b"a"), 5) == "shm"
         assert await peers.ship(both_ways, chunk(b"b", 1), 5) == "tcp"
         assert sink.got == {0: b"a", 1: b"b"}
@@ -249,7 +330,7 @@ async def test_nobody_there_is_unavailable() -> None:
         port = listener.getsockname()[1]
     gone = cluster_pb2.KvEndpoint(kind=cluster_pb2.TRANSPORT_KIND_TCP, address=f"127.0.0.1:{port}")
     nonsense = cluster_pb2.KvEndpoint(kind=cluster_pb2.TRANSPORT_KIND_TCP, address="nonsense")
-    peers = PeerConnections(SOURCE, ("shm", "tcp"), SLOT)
+    peers = PeerConnections(SOURCE, ("shm", "tcp"), MAX_PAYLOAD)
     for endpoints in ((), (gone,), (nonsense,)):
         with pytest.raises(Unavailable):
             await peers.ship(card(*endpoints), chunk(b"a"), 1)
@@ -260,7 +341,7 @@ async def test_connections_to_workers_that_vanished_are_closed() -> None:
     sink = Sink()
     now_s = 0.0
     async with receiving("tcp", sink) as receiver:
-        peers = PeerConnections(SOURCE, ("tcp",), SLOT, clock=lambda: now_s)
+        peers = PeerConnections(SOURCE, ("tcp",), MAX_PAYLOAD, clock=lambda: now_s)
         there = card(endpoint(receiver))
         await peers.ship(there, chunk(b"a"), 5)
         await peers.drop_unused({("d", 1)})
@@ -277,7 +358,7 @@ async def test_connections_to_workers_that_vanished_are_closed() -> None:
 async def test_a_segment_that_could_hurt_the_receiver_is_not_mapped(what: str) -> None:
     sink = Sink()
     async with receiving("shm", sink) as receiver:
-        size = 100 if what == "small" else 3 * SLOT
+        size = 100 if what == "small" else NUM_SLOTS * PIECE_BYTES
         descriptors = [os.memfd_create("test")] if what != "pipe" else list(os.pipe())
         if what != "pipe":
             os.ftruncate(descriptors[0], size)
@@ -293,7 +374,7 @@ async def test_a_segment_that_could_hurt_the_receiver_is_not_mapped(what: str) -
                 with contextlib.suppress(ConnectionResetError):
                     assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
         # Others are served.
-        good = await shm.connect(receiver.address, SOURCE, SLOT, 2.0)
+        good = await shm.connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
         await good.ship(chunk(b"fine"), 5)
         await good.close()
 

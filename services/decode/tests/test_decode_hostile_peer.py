@@ -11,6 +11,7 @@ import pytest
 from tandem.v1 import cluster_pb2, prefill_pb2, prefill_pb2_grpc, transfer_pb2
 from tandem_worker.ticket import TicketOffice
 from tandem_worker.transports.framing import frame, read_message
+from tandem_worker.transports.payload import PIECE_BYTES, RECORD
 from worker_harness import (
     BLOCK_SIZE,
     FALSE_WORKER_ID,
@@ -43,13 +44,20 @@ class Peer:
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
-    async def ship(self, header: transfer_pb2.ChunkHeader, payload: bytes) -> transfer_pb2.ChunkAck:
-        await self.send(frame(header) + payload)
+    async def ship(
+        self, header: transfer_pb2.ChunkHeader, payload: bytes, checksum: int | None = None
+    ) -> transfer_pb2.ChunkAck:
+        await self.send(frame(header) + piece(payload, checksum))
         async with asyncio.timeout(5):
             return await read_message(self._sock, transfer_pb2.ChunkAck)
 
     def close(self) -> None:
         self._sock.close()
+
+
+def piece(payload: bytes, checksum: int | None = None) -> bytes:
+    """A payload of one piece, as it goes over the wire."""
+    return RECORD.pack(len(payload), zlib.crc32(payload) if checksum is None else checksum) + payload
 
 
 def header_of(wanted: prefill_pb2.BlockDestination, payload: bytes) -> transfer_pb2.ChunkHeader:
@@ -62,7 +70,6 @@ def header_of(wanted: prefill_pb2.BlockDestination, payload: bytes) -> transfer_
         shape=(1, 1, BLOCK_SIZE, 1, 1),
         num_layers=1,
         payload_bytes=len(payload),
-        checksum=zlib.crc32(payload),
     )
 
 
@@ -115,7 +122,6 @@ async def attack_with(redis_url: str, attack: Attack) -> None:
 
 
 SPOILED_HEADERS = {
-    "checksum": ("INVALID_ARGUMENT", lambda header: setattr(header, "checksum", header.checksum ^ 1)),
     "dtype": ("INVALID_ARGUMENT", lambda header: setattr(header, "dtype", "float32")),
     "shape": ("INVALID_ARGUMENT", lambda header: header.shape.append(1)),
     "layers": ("INVALID_ARGUMENT", lambda header: setattr(header, "num_layers", 9)),
@@ -147,6 +153,27 @@ async def test_a_spoiled_header_is_refused(redis_url: str, name: str) -> None:
         assert answer.code == grpc.StatusCode[code].value[0], answer
         # The connection is still good: the next chunk is understood.
         assert (await peer.ship(header, payload)).code == answer.code
+
+    await attack_with(redis_url, attack)
+
+
+async def test_a_wrong_checksum_is_refused(redis_url: str) -> None:
+    async def attack(peer: Peer, wanted: prefill_pb2.BlockDestination) -> None:
+        payload = bytes(NUM_BLOCKS * BLOCK_BYTES)
+        await peer.hello()
+        answer = await peer.ship(header_of(wanted, payload), payload, checksum=1)
+        assert answer.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert "checksum" in answer.message
+
+    await attack_with(redis_url, attack)
+
+
+@pytest.mark.parametrize("length", [0, NUM_BLOCKS * BLOCK_BYTES + 1, PIECE_BYTES + 1, 2**32 - 1])
+async def test_a_piece_of_an_impossible_length_ends_the_connection(redis_url: str, length: int) -> None:
+    async def attack(peer: Peer, wanted: prefill_pb2.BlockDestination) -> None:
+        payload = bytes(NUM_BLOCKS * BLOCK_BYTES)
+        await peer.hello()
+        await peer.send(frame(header_of(wanted, payload)) + RECORD.pack(length, 0) + payload)
 
     await attack_with(redis_url, attack)
 
@@ -205,7 +232,7 @@ async def test_a_chunk_that_ends_early_is_forgotten(redis_url: str) -> None:
     async def attack(peer: Peer, wanted: prefill_pb2.BlockDestination) -> None:
         payload = bytes(NUM_BLOCKS * BLOCK_BYTES)
         await peer.hello()
-        await peer.send(frame(header_of(wanted, payload)) + payload[:-10])
+        await peer.send(frame(header_of(wanted, payload)) + piece(payload)[:-10])
 
     await attack_with(redis_url, attack)
 

@@ -8,7 +8,7 @@ A request's life in an engine:
 
     submit(prefill=LOCAL)  waiting → prefilling → decoding → finished
     submit(prefill=HOLD)   waiting → prefilling → held (first token out, blocks kept) → release
-    reserve                reserved (blocks allocated, filled by write_blocks) → activate → decoding → finished
+    reserve                reserved (blocks allocated, filled through writing) → activate → decoding → finished
 
 `cancel` and `release` end it from any state. A request whose end was reported is forgotten.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -145,7 +146,7 @@ class Reservation:
     """Blocks allocated for a sequence whose prompt another worker computes.
 
     Blocks [0, num_held_blocks) came from the local prefix cache and need not be written; blocks
-    [num_held_blocks, num_blocks) are to be filled by `write_blocks`.
+    [num_held_blocks, num_blocks) are to be filled through `writing`.
     """
 
     request_id: str
@@ -166,29 +167,37 @@ class EngineDied(Exception):
     """The engine cannot make progress any more; its worker must exit."""
 
 
+# The blocks asked for, in order: each view is one or more whole ones, in the engine's own memory where it can be.
+Borrowed = AbstractAsyncContextManager[Sequence[memoryview]]
+
+
 class BlockExchange(Protocol):
     """Moving the blocks of a sequence into and out of an engine.
 
-    Payloads are the blocks one after another, each contiguous in `EngineInfo.block_shape` and `dtype`. Unknown
-    or cancelled requests raise NotFound.
+    A block is contiguous, in `EngineInfo.block_shape` and `dtype`. Blocks are lent for the time of an `async with`,
+    without waiting for a step that is being computed; whatever becomes of their sequence meanwhile, nobody else gets
+    them before its end. Unknown or cancelled requests raise NotFound.
     """
 
     async def reserve(self, generation: Generation) -> Reservation:
         """Allocate blocks for all of `generation.token_ids`, waiting for room; InvalidRequest if it never fits."""
         ...
 
-    async def write_blocks(self, request_id: str, first_block: int, payload: memoryview) -> None:
-        """Fill blocks of a reserved sequence, starting at index `first_block` of that sequence."""
+    def writing(self, request_id: str, first_block: int, num_blocks: int) -> Borrowed:
+        """Borrow blocks of a reserved sequence, to fill them: index `first_block` of that sequence and on.
+
+        They count as written when the block of code ends without an exception.
+        """
         ...
 
     async def activate(self, request_id: str, first_token: FirstToken) -> None:
         """All blocks are written: report the first token and go on decoding; Conflict if one is not."""
         ...
 
-    async def read_blocks(self, request_id: str, first_block: int, num_blocks: int, out: memoryview) -> None:
-        """Copy blocks of the tokens that a sequence came with into `out`, waiting until they are computed.
+    def reading(self, request_id: str, first_block: int, num_blocks: int) -> Borrowed:
+        """Borrow blocks of the tokens that a sequence came with, waiting until they are computed.
 
-        They may be read while later ones are computed. `out` is used until the call returns.
+        They may be read while later ones are computed.
         """
         ...
 

@@ -51,7 +51,7 @@ class DrawnToken:
 
 
 class Runner(Protocol):
-    """A model and its pool of blocks. Every method is called from the engine's own thread."""
+    """A model and its pool of blocks. Methods are called from the engine's own thread unless they say otherwise."""
 
     def load(self) -> EngineInfo:
         """Load the model and allocate the blocks; raises ModelError with the fix."""
@@ -61,12 +61,19 @@ class Runner(Protocol):
         """Compute one step: one entry per row, None where `draws_token` is False. Any exception is fatal."""
         ...
 
+    def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
+        """The memory of blocks itself, in order, each view one or more whole ones; None when it is on a device.
+
+        Called from any thread, also during `execute`, for blocks that no step computes.
+        """
+        ...
+
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
-        """Copy blocks, one after another, into `out` (len(block_ids) * block_bytes bytes)."""
+        """Copy blocks, one after another, into `out` (len(block_ids) * block_bytes bytes); from any thread, too."""
         ...
 
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
-        """Fill blocks from `payload`, laid out as in `read_blocks`."""
+        """Fill blocks from `payload`, laid out as in `read_blocks`; from any thread, too."""
         ...
 
     def poison_blocks(self, block_ids: Sequence[int]) -> None:

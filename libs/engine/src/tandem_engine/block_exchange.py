@@ -1,10 +1,15 @@
-"""Blocks into and out of an engine that runs in a thread: asked for in the event loop, moved between two steps."""
+"""Blocks into and out of an engine that runs in a thread: lent in the event loop, also while a step is computed.
+
+The scheduler lends blocks under the engine's lock, which is free while the runner computes, so that handing over
+what is computed never waits for the end of a step.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,6 +20,7 @@ from tandem_common.generation import Generation
 from tandem_engine.api import EngineDied, EngineInfo, FirstToken, Reservation, TokenOutput
 from tandem_engine.batch import Runner
 from tandem_engine.inbox import Inbox
+from tandem_engine.loans import Loan
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.sequence import Phase, Sequence
 
@@ -22,34 +28,29 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Read:
+class _Wish:
     """A wish to read blocks, perhaps before they are computed."""
 
-    future: Future[None]
+    future: Future[Loan]
     request_id: str
     first_block: int
     num_blocks: int
-    out: memoryview
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExchangeContext:
-    """What the exchange shares with its engine; everything but the inbox is for the engine's thread."""
+    """What the exchange shares with its engine."""
 
     info: EngineInfo
     scheduler: Scheduler
     runner: Runner
     inbox: Inbox
-    lock: threading.Lock  # held while the scheduler changes
+    lock: threading.Lock  # held while the scheduler or its pool changes, in whichever thread
     report: Callable[[TokenOutput], None]  # of a first token
 
 
 class LocalBlockExchange:
-    """`BlockExchange` of tandem_engine.api.
-
-    A caller's buffer is lent until its call returns: when the caller is cancelled while the engine copies, the call
-    ends after the copy. All methods raise the error that ended the engine, once it has ended.
-    """
+    """`BlockExchange` of tandem_engine.api. All methods raise the error that ended the engine, once it has ended."""
 
     def __init__(self, context: ExchangeContext) -> None:
         self._context = context
@@ -58,7 +59,7 @@ class LocalBlockExchange:
         self._ended: Exception | None = None
         # Engine's thread:
         self._reserving: dict[str, Future[Reservation]] = {}
-        self._reads: list[_Read] = []
+        self._wishes: list[_Wish] = []
 
     # In the event loop
 
@@ -71,32 +72,55 @@ class LocalBlockExchange:
             self._context.inbox.put(lambda: self.cancel(generation.request_id))
             raise
 
-    async def write_blocks(self, request_id: str, first_block: int, payload: memoryview) -> None:
-        """Fill blocks of a reserved sequence."""
-        block_bytes, payload = self._context.info.block_bytes, payload.cast("B")
-        num_blocks, rest = divmod(payload.nbytes, block_bytes)
-        if rest:
-            raise InvalidRequest(
-                f"a payload of {payload.nbytes} bytes is not a whole number of {block_bytes}-byte blocks"
-            )
-        await self._ask(lambda: self._write(request_id, first_block, num_blocks, payload))
+    @contextlib.asynccontextmanager
+    async def writing(
+        self, request_id: str, first_block: int, num_blocks: int
+    ) -> AsyncIterator[list[memoryview]]:
+        """Borrow blocks of a reserved sequence, to fill them; NotFound at the end when it was cancelled meanwhile."""
+        context, written = self._context, range(first_block, first_block + num_blocks)
+        self._check_alive()
+        with context.lock:
+            sequence = context.scheduler.find(request_id)
+            _check_writable(sequence, written)
+            loan = context.scheduler.loans.lend(request_id, sequence.table.block_ids)
+        try:
+            block_ids = loan.block_ids[written.start : written.stop]
+            views = context.runner.view_blocks(block_ids)
+            if views is None:
+                staged = memoryview(bytearray(num_blocks * context.info.block_bytes))
+                yield [staged]
+                await _outlast(asyncio.to_thread(context.runner.write_blocks, block_ids, staged))
+            else:
+                yield views
+            with context.lock:
+                if context.scheduler.find(request_id) is not sequence:
+                    raise NotFound("the request was cancelled")
+                sequence.unwritten_blocks.difference_update(written)
+        finally:
+            self._give_back(loan)
 
     async def activate(self, request_id: str, first_token: FirstToken) -> None:
         """Report the first token and go on decoding; Conflict when blocks are still to be written."""
         await self._ask(lambda: self._activate(request_id, first_token))
 
-    async def read_blocks(self, request_id: str, first_block: int, num_blocks: int, out: memoryview) -> None:
-        """Copy blocks of a sequence into `out`, waiting until they are computed."""
-        wanted, out = num_blocks * self._context.info.block_bytes, out.cast("B")
-        if out.nbytes != wanted or out.readonly:
-            raise InvalidRequest(
-                f"{num_blocks} blocks need a writable buffer of {wanted} bytes, not {out.nbytes}"
-            )
-        future: Future[None] = Future()
-        read = _Read(
-            future=future, request_id=request_id, first_block=first_block, num_blocks=num_blocks, out=out
-        )
-        await self._answer(future, lambda: self._try_read(read))
+    @contextlib.asynccontextmanager
+    async def reading(
+        self, request_id: str, first_block: int, num_blocks: int
+    ) -> AsyncIterator[list[memoryview]]:
+        """Borrow blocks of a sequence, waiting until they are computed."""
+        context = self._context
+        wish = _Wish(future=Future(), request_id=request_id, first_block=first_block, num_blocks=num_blocks)
+        loan = await self._borrow(wish)
+        try:
+            block_ids = loan.block_ids[first_block : first_block + num_blocks]
+            views = context.runner.view_blocks(block_ids)
+            if views is None:
+                staged = memoryview(bytearray(num_blocks * context.info.block_bytes))
+                await _outlast(asyncio.to_thread(context.runner.read_blocks, block_ids, staged))
+                views = [staged]
+            yield views
+        finally:
+            self._give_back(loan)
 
     def close(self, error: Exception) -> None:
         """The engine's thread has ended: answer everything that it did not, now and later, with this error."""
@@ -105,44 +129,72 @@ class LocalBlockExchange:
             if not future.done():
                 future.set_exception(error)
 
+    async def _borrow(self, wish: _Wish) -> Loan:
+        self._check_alive()
+        # A request that is not known may have been submitted just now: the engine's thread will know.
+        with contextlib.suppress(NotFound), self._context.lock:
+            loan = self._lend(wish)
+            if loan is not None:
+                return loan
+        try:
+            return await self._answer(wish.future, lambda: self._keep(wish))
+        except asyncio.CancelledError:
+            if not wish.future.cancel() and wish.future.exception() is None:
+                self._give_back(wish.future.result())
+            raise
+
+    def _give_back(self, loan: Loan) -> None:
+        pool, num_available = self._context.scheduler.pool, 0
+        with self._context.lock:
+            num_available = pool.num_available
+            self._context.scheduler.loans.give_back(loan)
+            num_available -= pool.num_available
+        if num_available:
+            # Its request was gone: somebody may have waited for these blocks.
+            self._context.inbox.put(_do_nothing)
+
     async def _ask(self, function: Callable[[], T]) -> T:
         future: Future[T] = Future()
         return await self._answer(future, lambda: _run(function, future))
 
     async def _answer(self, future: Future[T], command: Callable[[], None]) -> T:
         """Send a command, and wait until it has set the future."""
-        if self._ended is not None:
-            raise self._ended
+        self._check_alive()
+        self._context.inbox.put(command)
+        return await self._answered(future)
+
+    async def _answered(self, future: Future[T]) -> T:
+        """Wait for a future that the engine's thread sets; cancelling the wait cancels it, if there is time."""
         unanswered: set[Future[T]] = self._unanswered  # type: ignore[assignment]
         unanswered.add(future)
-        self._context.inbox.put(command)
-        waiter = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(waiter)
-        except asyncio.CancelledError:
-            if not future.cancel():
-                # The engine is at work on the caller's buffer. It is quick, so that waiting is safe.
-                await _outlast(waiter)
-            raise
+            return await asyncio.wrap_future(future)
         finally:
             unanswered.discard(future)
+
+    def _check_alive(self) -> None:
+        if self._ended is not None:
+            raise self._ended
 
     # In the engine's thread
 
     def cancel(self, request_id: str) -> None:
-        """End a request and everything that was asked about its blocks."""
+        """End a request and everything that was asked about its blocks; what is lent stays lent."""
+        gone = NotFound("the request was cancelled")
         with self._context.lock:
             self._context.scheduler.cancel(request_id)
-        gone = NotFound("the request was cancelled")
         if (future := self._reserving.pop(request_id, None)) is not None:
             _fail(future, gone)
-        for read in [read for read in self._reads if read.request_id == request_id]:
-            self._reads.remove(read)
-            _fail(read.future, gone)
+        for wish in [wish for wish in self._wishes if wish.request_id == request_id]:
+            self._wishes.remove(wish)
+            _fail(wish.future, gone)
 
     def advance(self) -> None:
         """After each step: answer what has become possible."""
-        for sequence in self._context.scheduler.take_granted():
+        with self._context.lock:
+            granted = self._context.scheduler.take_granted()
+            self._wishes = [wish for wish in self._wishes if not self._fulfil(wish)]
+        for sequence in granted:
             future = self._reserving.pop(sequence.request_id)
             if future.set_running_or_notify_cancel():
                 future.set_result(
@@ -152,10 +204,6 @@ class LocalBlockExchange:
                         num_held_blocks=sequence.table.num_shared_blocks,
                     )
                 )
-        if self._reads:
-            reads, self._reads = self._reads, []
-            for read in reads:
-                self._try_read(read)
 
     def _reserve(self, generation: Generation, future: Future[Reservation]) -> None:
         if future.cancelled():
@@ -168,48 +216,58 @@ class LocalBlockExchange:
         else:
             self._reserving[generation.request_id] = future
 
-    def _write(self, request_id: str, first_block: int, num_blocks: int, payload: memoryview) -> None:
-        sequence = self._context.scheduler.find(request_id)
-        if sequence.phase is not Phase.RESERVED:
-            raise Conflict(f"the request is {sequence.phase.value}, not reserved")
-        # Blocks from the prefix cache belong to others too.
-        first, end = sequence.table.num_shared_blocks, len(sequence.table.block_ids)
-        if not first <= first_block <= first_block + num_blocks <= end:
-            raise InvalidRequest(
-                f"blocks {first_block} to {first_block + num_blocks} were not reserved for writing; "
-                f"{first} to {end} are"
-            )
-        written = range(first_block, first_block + num_blocks)
-        self._context.runner.write_blocks([sequence.table.block_ids[index] for index in written], payload)
-        sequence.unwritten_blocks.difference_update(written)
+    def _keep(self, wish: _Wish) -> None:
+        with self._context.lock:
+            if not self._fulfil(wish):
+                self._wishes.append(wish)
 
     def _activate(self, request_id: str, first_token: FirstToken) -> None:
         with self._context.lock:
             output = self._context.scheduler.activate(request_id, first_token)
         self._context.report(output)
 
-    def _try_read(self, read: _Read) -> None:
-        """Copy now, or keep the wish until the blocks are computed."""
+    def _fulfil(self, wish: _Wish) -> bool:
+        """Under the lock: lend what is wished for, or answer why not; False when it is not computed yet."""
+        if wish.future.cancelled():
+            return True
         try:
-            sequence = self._context.scheduler.find(read.request_id)
-            if not self._is_computed(sequence, read):
-                if not read.future.cancelled():
-                    self._reads.append(read)
-                return
+            loan = self._lend(wish)
         except TandemError as error:
-            _fail(read.future, error)
-            return
-        block_ids = sequence.table.block_ids[read.first_block : read.first_block + read.num_blocks]
-        _run(lambda: self._context.runner.read_blocks(block_ids, read.out), read.future)
+            _fail(wish.future, error)
+            return True
+        if loan is None:
+            return False
+        if wish.future.set_running_or_notify_cancel():
+            wish.future.set_result(loan)
+        else:
+            self._context.scheduler.loans.give_back(loan)
+        return True
 
-    def _is_computed(self, sequence: Sequence, read: _Read) -> bool:
-        block_size, end = self._context.info.block_size, read.first_block + read.num_blocks
+    # In either thread, under the lock
+
+    def _lend(self, wish: _Wish) -> Loan | None:
+        """A loan of what is wished for, None when it is not computed yet."""
+        sequence = self._context.scheduler.find(wish.request_id)
+        block_size, end = self._context.info.block_size, wish.first_block + wish.num_blocks
         num_all = -(-sequence.num_given_tokens // block_size)
-        if not 0 <= read.first_block <= end <= num_all:
+        if not 0 <= wish.first_block <= end <= num_all:
             raise InvalidRequest(
-                f"blocks {read.first_block} to {end} do not exist; the sequence has {num_all}"
+                f"blocks {wish.first_block} to {end} do not exist; the sequence has {num_all}"
             )
-        return sequence.num_computed_tokens >= min(end * block_size, sequence.num_given_tokens)
+        if sequence.num_computed_tokens < min(end * block_size, sequence.num_given_tokens):
+            return None
+        return self._context.scheduler.loans.lend(wish.request_id, sequence.table.block_ids)
+
+
+def _check_writable(sequence: Sequence, written: range) -> None:
+    if sequence.phase is not Phase.RESERVED:
+        raise Conflict(f"the request is {sequence.phase.value}, not reserved")
+    # Blocks from the prefix cache belong to others too.
+    first, end = sequence.table.num_shared_blocks, len(sequence.table.block_ids)
+    if not first <= written.start <= written.stop <= end:
+        raise InvalidRequest(
+            f"blocks {written.start} to {written.stop} were not reserved for writing; {first} to {end} are"
+        )
 
 
 def _run(function: Callable[[], T], future: Future[T]) -> None:
@@ -230,12 +288,19 @@ def _fail(future: Future[T], error: TandemError) -> None:
         future.set_exception(error)
 
 
-async def _outlast(waiter: asyncio.Future[T]) -> None:
+async def _outlast(work: Coroutine[object, object, None]) -> None:
     """Wait for the end of something that cannot be stopped, whatever happens to the caller."""
-    while not waiter.done():
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
         try:
-            await asyncio.wait([waiter])
+            await asyncio.wait([task])
         except asyncio.CancelledError:
-            continue
-    if not waiter.cancelled():
-        waiter.exception()  # nobody else will ask
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+def _do_nothing() -> None:
+    """A command that only wakes the engine."""

@@ -130,10 +130,17 @@ class BlockPool:
         self._ref_counts[block_id] += 1
         return block_id
 
+    def hold(self, block_ids: Sequence[int]) -> None:
+        """Hold a whole table once more, of which someone holds every block already."""
+        for block_id in block_ids:
+            if self._ref_counts[block_id] == 0:
+                raise ValueError(f"block {block_id} is not held")
+            self._ref_counts[block_id] += 1
+
     def share(
         self, block_id: int, digest: bytes, parent: CacheEntry | bytes, token_ids: tuple[int, ...]
     ) -> CacheEntry | None:
-        """Enter a block that its one holder has filled into the cache.
+        """Enter a block that its holder has filled into the cache.
 
         When another block with the same content is there already, the holder gets that one: `block_id` is
         released, the entry's block acquired. None when the hash collides with other content: the block, and

@@ -25,8 +25,8 @@ _IDLE_CHECK_S = 1.0
 class EngineCore:
     """A loaded runner, a scheduler and their loop. All methods are for the engine's thread.
 
-    `lock` is held while the scheduler changes, so that the event loop can take a snapshot in between; it is free
-    while the runner computes.
+    `lock` is held while the scheduler or its pool changes, so that the event loop can take a snapshot or borrow blocks
+    in between; it is free while the runner computes.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class EngineCore:
     def _run_commands(self, *, wait: bool) -> None:
         if wait:
             if not self._is_checked and not self._inbox.wait(_IDLE_CHECK_S):
-                self.scheduler.check_integrity()
+                with self.lock:
+                    self.scheduler.check_integrity()
                 self._is_checked = True
             if self._is_checked:
                 self._inbox.wait()
@@ -95,9 +96,10 @@ class EngineCore:
             return Batch([])  # the consumer's next visit wakes us
         with self.lock:
             batch = self.scheduler.schedule()
+            freed = self.scheduler.pool.take_freed()
         if self._poison:
             # Before anyone fills the blocks that were given out just now.
-            self._runner.poison_blocks(self.scheduler.pool.take_freed())
+            self._runner.poison_blocks(freed)
         self.exchange.advance()
         return batch
 
@@ -115,7 +117,8 @@ class EngineCore:
         """Failures and first tokens do not wait for the end of the step that is about to begin."""
         if batch.sequences and not self._first_tokens and not self._failures:
             return
-        removed, stored = self.scheduler.pool.take_changes()
+        with self.lock:
+            removed, stored = self.scheduler.pool.take_changes()
         if self._first_tokens or self._failures or removed or stored:
             self._outbox.put(
                 StepOutput(

@@ -33,6 +33,7 @@ from tandem_engine.batch import Batch, DrawnToken, ScheduledSequence
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.block_table import BlockTable
 from tandem_engine.integrity import require
+from tandem_engine.loans import Loans
 from tandem_engine.seniority_list import SeniorityList
 from tandem_engine.sequence import Phase, Sequence, make_sequence
 
@@ -49,6 +50,7 @@ class Scheduler:
                 f"{pool.block_size}"
             )
         self.pool = pool
+        self.loans = Loans(pool)
         self.num_preemptions = 0
         self._info = info
         self._max_waiting = max_waiting
@@ -173,7 +175,8 @@ class Scheduler:
         for line in (self._admission.waiting, self._admission.reserving, self._running):
             seniorities = [sequence.seniority for sequence in line]
             require(seniorities == sorted(set(seniorities)), "a list is not in the order of seniority")
-        self.pool.check_integrity(sequence.table.block_ids for sequence in self._sequences.values())
+        tables = [sequence.table.block_ids for sequence in self._sequences.values()]
+        self.pool.check_integrity([*tables, *self.loans.tables()])
 
     def _accept(self, generation: Generation, prefill: PrefillMode | None) -> None:
         if generation.request_id in self._sequences:

@@ -132,10 +132,12 @@ async def test_a_handoff_between_two_engines_changes_nothing(dtype, tiny_model, 
         reservation = await decode.engine.blocks.reserve(request)
         await prefill.until(lambda: "moved" in prefill.tokens)
 
-        payload = bytearray(reservation.num_blocks * prefill.engine.info.block_bytes)
-        await prefill.engine.blocks.read_blocks("moved", 0, reservation.num_blocks, memoryview(payload))
-        await decode.engine.blocks.write_blocks("moved", 0, memoryview(payload))
+        async with prefill.engine.blocks.reading("moved", 0, reservation.num_blocks) as views:
+            payload = b"".join(views)
         prefill.engine.cancel("moved")
+        async with decode.engine.blocks.writing("moved", 0, reservation.num_blocks) as views:
+            for view in views:
+                view[:], payload = payload[: len(view)], payload[len(view) :]
         await decode.engine.blocks.activate(
             "moved", FirstToken(token_id=prefill.tokens["moved"][0], num_cached_tokens=0)
         )

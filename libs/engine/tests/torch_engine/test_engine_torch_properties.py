@@ -243,11 +243,14 @@ async def hand_off(generation: Generation, prefill: Desk, decode: Desk) -> None:
     prefill.engine.submit(generation, PrefillMode.HOLD)
     reservation = await decode.engine.blocks.reserve(generation)
     num_missing = reservation.num_blocks - reservation.num_held_blocks
-    payload = memoryview(bytearray(num_missing * decode.engine.info.block_bytes))
-    await prefill.engine.blocks.read_blocks(name, reservation.num_held_blocks, num_missing, payload)
-    await decode.engine.blocks.write_blocks(name, reservation.num_held_blocks, payload)
-    await prefill.until(lambda: bool(prefill.tokens.get(name)))
-    prefill.engine.cancel(name)
+    async with prefill.engine.blocks.reading(name, reservation.num_held_blocks, num_missing) as sources:
+        await prefill.until(lambda: bool(prefill.tokens.get(name)))
+        prefill.engine.cancel(name)  # what is lent stays as it is
+        payload = memoryview(b"".join(sources))
+    for index in range(num_missing):
+        size = decode.engine.info.block_bytes
+        async with decode.engine.blocks.writing(name, reservation.num_held_blocks + index, 1) as [target]:
+            target[:] = payload[index * size : (index + 1) * size]
     first = FirstToken(token_id=prefill.tokens[name][0], num_cached_tokens=0)
     await decode.engine.blocks.activate(name, first)
 

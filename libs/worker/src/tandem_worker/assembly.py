@@ -46,7 +46,6 @@ def make_worker(
             f"role = {config.role!r}: its package is not installed; install tandem-prefill or tandem-decode, "
             "or choose another role"
         )
-    slot_bytes = chunk_bytes(engine.info.block_bytes)
     source = Source(worker_id=worker_id, epoch=epoch)
     return Worker(
         config=config,
@@ -59,7 +58,7 @@ def make_worker(
         leases=LeaseKeeper(config.lease_timeout_s),
         tickets=TicketOffice(config.secret_bytes()),
         links=LinkSpeeds(),
-        connections=PeerConnections(source, config.transports, slot_bytes),
+        connections=PeerConnections(source, config.transports, chunk_bytes(engine.info.block_bytes)),
         watcher=ClusterWatcher(client, Keys(config.cluster)),
         accepted=AcceptedRequests(max(_MIN_LISTED_S, _LISTED_BEATS * config.heartbeat_s)),
         speeds=SpeedFitter(),

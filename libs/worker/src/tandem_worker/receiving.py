@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
 
 from tandem.v1 import transfer_pb2 as pb
 from tandem_common.errors import InvalidRequest, PermissionDenied
 from tandem_engine.api import Engine
 
-from tandem_worker.lease import Verdict
+from tandem_worker.lease import LeasePhase, Verdict
 from tandem_worker.lease_keeper import LeaseKeeper
 from tandem_worker.links import LinkSpeeds
 from tandem_worker.metrics import RECEIVED_BYTES, RECEIVED_CHUNKS
 from tandem_worker.ticket import TicketOffice
-from tandem_worker.transports import Source
+from tandem_worker.transports import Room, Source
 
-CHUNK_BYTES = 4 << 20
+# Large enough that what surrounds a chunk costs little; what it holds up for others on its connection takes some ms.
+CHUNK_BYTES = 16 << 20
 
 
 def chunk_bytes(block_bytes: int) -> int:
-    """Most bytes of one chunk: whole blocks, about 4 MiB. Equal on both ends, as the layout is."""
+    """Most bytes of one chunk: whole blocks, about 16 MiB. Equal on both ends, as the layout is."""
     return max(1, CHUNK_BYTES // block_bytes) * block_bytes
 
 
@@ -48,8 +51,38 @@ class ReceivedBlocks:
         """No chunk may be larger."""
         return chunk_bytes(self._engine.info.block_bytes)
 
-    def admit(self, source: Source, header: pb.ChunkHeader) -> None:
-        """PermissionDenied for a wrong ticket or lease, InvalidRequest for a wrong layout or range."""
+    @contextlib.asynccontextmanager
+    async def room(self, source: Source, header: pb.ChunkHeader) -> AsyncIterator[Room | None]:
+        """Room in the blocks that were reserved for this handoff.
+
+        PermissionDenied for a wrong ticket or lease, InvalidRequest for a wrong layout or range; PermissionDenied at
+        the end when the handoff has ended meanwhile.
+        """
+        started_s = time.monotonic()
+        self._check(source, header)
+        first_block, num_blocks = header.first_block, header.num_blocks
+        lease, verdict = self._leases.begin(header.lease_id, first_block, num_blocks)
+        if verdict is Verdict.DUPLICATE:
+            RECEIVED_CHUNKS.labels("duplicate").inc()
+            yield None
+            return
+        copied = counts = False
+        try:
+            async with self._engine.blocks.writing(lease.request_id, first_block, num_blocks) as views:
+                yield Room(views=views, is_wanted=lambda: lease.phase is not LeasePhase.RELEASED)
+            copied = True
+        finally:
+            counts = self._leases.finish(lease, first_block, num_blocks, copied=copied)
+            if not counts:
+                RECEIVED_CHUNKS.labels("discarded").inc()
+        if not counts:
+            raise PermissionDenied("the handoff has ended")
+        RECEIVED_CHUNKS.labels("copied").inc()
+        RECEIVED_BYTES.inc(header.payload_bytes)
+        duration_ms = 1000 * (time.monotonic() - started_s)
+        self._links.observe(source.worker_id, header.payload_bytes, duration_ms)
+
+    def _check(self, source: Source, header: pb.ChunkHeader) -> None:
         claims = self._tickets.verify(header.ticket)
         if (
             claims.lease_id != header.lease_id
@@ -73,27 +106,3 @@ class ReceivedBlocks:
         )
         if lease.request_id != claims.request_id:
             raise PermissionDenied("the ticket is for another request")
-
-    async def write(
-        self, source: Source, header: pb.ChunkHeader, payload: memoryview, receive_ms: float
-    ) -> None:
-        """Write an admitted chunk; PermissionDenied when its handoff has ended meanwhile."""
-        first_block, num_blocks = header.first_block, header.num_blocks
-        lease, verdict = self._leases.begin(header.lease_id, first_block, num_blocks)
-        if verdict is Verdict.DUPLICATE:
-            RECEIVED_CHUNKS.labels("duplicate").inc()
-            return
-        started_s = time.monotonic()
-        copied = counts = False
-        try:
-            await self._engine.blocks.write_blocks(lease.request_id, first_block, payload)
-            copied = True
-        finally:
-            counts = self._leases.finish(lease, first_block, num_blocks, copied=copied)
-        if not counts:
-            RECEIVED_CHUNKS.labels("discarded").inc()
-            raise PermissionDenied("the handoff has ended")
-        RECEIVED_CHUNKS.labels("copied").inc()
-        RECEIVED_BYTES.inc(len(payload))
-        duration_ms = receive_ms + 1000 * (time.monotonic() - started_s)
-        self._links.observe(source.worker_id, len(payload), duration_ms)

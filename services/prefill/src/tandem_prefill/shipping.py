@@ -7,6 +7,7 @@ import asyncio
 from tandem.v1 import transfer_pb2
 from tandem_common.errors import TandemError, Unavailable
 from tandem_common.logs import get_logger
+from tandem_engine.api import Borrowed
 from tandem_worker.lease import Lease
 from tandem_worker.metrics import SHIPPED_BYTES
 from tandem_worker.receiving import chunk_bytes
@@ -60,14 +61,14 @@ class Shipping:
             payload_bytes=payload_bytes,
         )
 
-        async def fill(buffer: memoryview) -> None:
-            await worker.engine.blocks.read_blocks(self._engine_id, first_block, num_blocks, buffer)
+        def lend() -> Borrowed:
+            return worker.engine.blocks.reading(self._engine_id, first_block, num_blocks)
 
         acknowledged = False
         try:
             self.transport = await worker.connections.ship(
                 self._destination.card,
-                OutgoingChunk(header=header, fill=fill),
+                OutgoingChunk(header=header, lend=lend),
                 worker.config.transfer_timeout_s,
             )
             acknowledged = True

@@ -78,6 +78,10 @@ class SimulatedRunner:
             time.sleep(remaining_s)
         return drawn
 
+    def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview]:
+        """The blocks' memory itself."""
+        return [self._blocks[block_id] for block_id in block_ids]
+
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks into `out`, one after another."""
         size = self._block_size * STATE_BYTES

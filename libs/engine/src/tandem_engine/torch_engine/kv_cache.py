@@ -50,6 +50,8 @@ class KVCache:
         self._pool = torch.empty((num_blocks, *self.block_shape), dtype=dtype, device=device)
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
+        on_host = self._pool.device.type == "cpu"
+        self._memory = self._pool.view(-1).view(torch.uint8).numpy().data if on_host else None
 
     @property
     def num_blocks(self) -> int:
@@ -102,6 +104,13 @@ class KVCache:
     def poison(self, block_ids: Sequence[int]) -> None:
         """Fill blocks with NaN, so that reading one that is not owned shows."""
         self._fill(block_ids, float("nan"))
+
+    def views(self, block_ids: Sequence[int]) -> list[memoryview] | None:
+        """The memory of blocks, a view for each stretch of neighbours; None when the pool is not the host's."""
+        memory, size = self._memory, self.block_bytes
+        if memory is None:
+            return None
+        return [memory[first * size : (first + count) * size] for _, first, count in _runs(block_ids)]
 
     def read(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks, one after another, into `out`; ValueError unless it has room for exactly these."""

@@ -35,7 +35,7 @@ _log = get_logger("torch-engine")
 class TorchRunner:
     """`Runner` of tandem_engine.batch for models in Hugging Face format, on CPU or CUDA.
 
-    Call everything from one thread: torch keeps its number of threads per calling thread.
+    Call what computes from one thread: torch keeps its number of threads per calling thread.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -112,6 +112,10 @@ class TorchRunner:
         for index, logits in zip(inputs.drawing, self._forward(inputs), strict=True):
             rows[index] = logits
         return rows
+
+    def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
+        """The blocks' memory itself; None on CUDA."""
+        return self.cache.views(block_ids)
 
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:

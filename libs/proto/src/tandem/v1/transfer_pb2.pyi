@@ -21,9 +21,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class TransferHello(_message.Message):
     """The bytes between two workers' transports; not gRPC. Every message is framed by its length as
-    u32 little-endian. A sender opens with TransferHello, then sends chunks, one header each; the receiver
-    answers each with a ChunkAck. Over TCP the payload follows the header; over shared memory it
-    lies in the segment whose descriptor came with the hello.
+    u32 little-endian. A sender opens with TransferHello, then sends chunks, one after another, one header each;
+    the receiver answers each with a ChunkAck. The payload follows the header in pieces of at most 512 KiB,
+    each announced by its length and its CRC-32 (u32 little-endian both). Over TCP the piece follows; over shared memory
+    it lies in the segment whose descriptor came with the hello, in slots of 512 KiB taken in turn from the first, and the
+    receiver sends one byte back when the slot is free again.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -63,8 +65,6 @@ class ChunkHeader(_message.Message):
     FIRST_LAYER_FIELD_NUMBER: _builtins.int
     NUM_LAYERS_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
-    CHECKSUM_FIELD_NUMBER: _builtins.int
-    SEGMENT_OFFSET_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     ticket: _builtins.bytes
     first_block: _builtins.int
@@ -75,10 +75,6 @@ class ChunkHeader(_message.Message):
     """Half-open range of layers; all layers of a block travel together today."""
     num_layers: _builtins.int
     payload_bytes: _builtins.int
-    checksum: _builtins.int
-    """CRC-32 of the payload."""
-    segment_offset: _builtins.int
-    """Shared memory only: where the payload starts."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Of one block."""
@@ -95,12 +91,10 @@ class ChunkHeader(_message.Message):
         first_layer: _builtins.int = ...,
         num_layers: _builtins.int = ...,
         payload_bytes: _builtins.int = ...,
-        checksum: _builtins.int = ...,
-        segment_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "dtype", b"dtype", "first_block", b"first_block", "first_layer", b"first_layer", "lease_id", b"lease_id", "num_blocks", b"num_blocks", "num_layers", b"num_layers", "payload_bytes", b"payload_bytes", "segment_offset", b"segment_offset", "shape", b"shape", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "first_block", b"first_block", "first_layer", b"first_layer", "lease_id", b"lease_id", "num_blocks", b"num_blocks", "num_layers", b"num_layers", "payload_bytes", b"payload_bytes", "shape", b"shape", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

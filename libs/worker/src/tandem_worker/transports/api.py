@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,16 +26,16 @@ class Source:
 class OutgoingChunk:
     """Some blocks to be shipped.
 
-    `header` lacks checksum and offset. `fill` writes the payload into a buffer of `header.payload_bytes`; it may be
-    called again when the chunk is shipped again over another connection.
+    `lend` lends the payload, `header.payload_bytes` in all, for as long as it takes to ship it; it may be called again
+    when the chunk is shipped again over another connection.
     """
 
     header: pb.ChunkHeader
-    fill: Callable[[memoryview], Awaitable[None]]
+    lend: Callable[[], AbstractAsyncContextManager[Sequence[memoryview]]]
 
 
 class Connection(Protocol):
-    """The sender's end of one connection to one worker; may be shared by any number of handoffs."""
+    """The sender's end of one connection to one worker; handoffs that share it take turns."""
 
     @property
     def kind(self) -> str:
@@ -49,7 +50,7 @@ class Connection(Protocol):
     async def ship(self, chunk: OutgoingChunk, timeout_s: float) -> None:
         """Return when the receiver has the blocks in its pool.
 
-        Raises the TandemError that the receiver answered with, what `fill` raised, or TransportBroken. Cancelling is
+        Raises the TandemError that the receiver answered with, what `lend` raised, or TransportBroken. Cancelling is
         safe at any time: a chunk that has begun is finished in the background and its answer dropped.
         """
         ...
@@ -59,20 +60,26 @@ class Connection(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """Where the payload of one chunk goes."""
+
+    views: Sequence[memoryview]
+    is_wanted: Callable[[], bool]  # any thread may ask: once false, the rest may be thrown away
+
+
 class BlockSink(Protocol):
-    """What a receiver does with chunks. Both methods raise a TandemError to refuse one."""
+    """What a receiver does with chunks."""
 
     @property
     def max_payload_bytes(self) -> int:
         """No chunk may be larger."""
         ...
 
-    def admit(self, source: Source, header: pb.ChunkHeader) -> None:
-        """Check everything that can be checked before the payload is read."""
-        ...
+    def room(self, source: Source, header: pb.ChunkHeader) -> AbstractAsyncContextManager[Room | None]:
+        """Check everything that can be checked before the payload is read, and make room for it.
 
-    async def write(
-        self, source: Source, header: pb.ChunkHeader, payload: memoryview, receive_ms: float
-    ) -> None:
-        """Put an admitted chunk, whose checksum was right, into the pool; it took `receive_ms` to arrive."""
+        The payload counts when the block of code ends without an exception. None when all of it is there already.
+        Raises a TandemError to refuse the chunk, at the beginning or at the end.
+        """
         ...

@@ -46,15 +46,6 @@ async def read_exactly(sock: socket.socket, buffer: memoryview) -> None:
         raise FramingError("the connection ended in the middle of a message")
 
 
-async def discard(sock: socket.socket, num_bytes: int) -> None:
-    """Read and forget; FramingError when the peer closes before that."""
-    scratch = memoryview(bytearray(min(num_bytes, 64 << 10)))
-    while num_bytes:
-        part = scratch[: min(num_bytes, len(scratch))]
-        await read_exactly(sock, part)
-        num_bytes -= len(part)
-
-
 async def read_message(sock: socket.socket, kind: type[M]) -> M:
     """The next message; PeerClosed when there is none, FramingError for anything but a `kind`."""
     prefix = bytearray(LENGTH.size)
@@ -68,18 +59,43 @@ async def read_message_body(sock: socket.socket, prefix: bytes, kind: type[M]) -
     """The message whose length is in `prefix`."""
     if len(prefix) < LENGTH.size:
         raise FramingError("the connection ended in the middle of a message")
-    (length,) = LENGTH.unpack(prefix)
-    if length > MAX_FRAME_BYTES:
-        raise FramingError(f"a message of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
-    body = bytearray(length)
+    body = bytearray(_body_length(prefix))
     await read_exactly(sock, memoryview(body))
-    try:
-        return kind.FromString(bytes(body))
-    except DecodeError:
-        raise FramingError(f"not a {kind.DESCRIPTOR.name}") from None
+    return _parse(body, kind)
+
+
+def receive_message(sock: socket.socket, kind: type[M]) -> M:
+    """Like `read_message`, on a socket that blocks."""
+    body = _receive_exactly(sock, _body_length(_receive_exactly(sock, LENGTH.size)))
+    return _parse(body, kind)
 
 
 def frame(message: pb.TransferHello | pb.ChunkHeader | pb.ChunkAck) -> bytes:
     """A message as it goes over the wire."""
     body = message.SerializeToString()
     return LENGTH.pack(len(body)) + body
+
+
+def _body_length(prefix: bytes | bytearray) -> int:
+    (length,) = LENGTH.unpack(prefix)
+    if length > MAX_FRAME_BYTES:
+        raise FramingError(f"a message of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
+    return int(length)
+
+
+def _parse(body: bytearray, kind: type[M]) -> M:
+    try:
+        return kind.FromString(bytes(body))
+    except DecodeError:
+        raise FramingError(f"not a {kind.DESCRIPTOR.name}") from None
+
+
+def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytearray:
+    buffer = bytearray(num_bytes)
+    view = memoryview(buffer)
+    while view:
+        count = sock.recv_into(view)
+        if count == 0:
+            raise PeerClosed("the peer closed the connection")
+        view = view[count:]
+    return buffer

@@ -1,4 +1,4 @@
-"""Connections to the workers that blocks are shipped to: one per peer, made when needed, the best transport first."""
+"""Connections to the workers that blocks are shipped to: made when needed, the best transport first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tandem_common.logs import get_logger
 
 from tandem_worker.transports import shm, tcp
 from tandem_worker.transports.api import OutgoingChunk, Source, TransportBroken
-from tandem_worker.transports.connection import SlottedConnection
+from tandem_worker.transports.connection import SenderConnection
 
 _log = get_logger("transports")
 
@@ -21,12 +21,14 @@ CONNECT_TIMEOUT_S = 2.0
 IDLE_TIMEOUT_S = 60.0
 # A transport that failed between two workers is left alone for so long.
 RETRY_AFTER_S = 30.0
+# A second connection keeps the link busy while the first waits for an answer; more would take turns on the processors.
+MAX_CONNECTIONS_PER_PEER = 2
 _KINDS = {"shm": cluster_pb2.TRANSPORT_KIND_SHM, "tcp": cluster_pb2.TRANSPORT_KIND_TCP}
 
 
 @dataclass(slots=True)
 class _Peer:
-    connection: SlottedConnection | None = None
+    connections: list[SenderConnection] = field(default_factory=list)
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     used_at_s: float = 0.0
     failed_at_s: dict[str, float] = field(default_factory=dict)  # by kind of transport
@@ -39,12 +41,12 @@ class PeerConnections:
         self,
         source: Source,
         kinds: Sequence[str],
-        slot_bytes: int,
+        max_payload_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._kinds = kinds
-        self._slot_bytes = slot_bytes
+        self._max_payload_bytes = max_payload_bytes
         self._clock = clock
         self._host_id = shm.host_id() if "shm" in kinds else ""
         self._peers: dict[tuple[str, int], _Peer] = {}
@@ -72,45 +74,46 @@ class PeerConnections:
     @property
     def num_connections(self) -> int:
         """Connections that are open."""
-        return sum(1 for peer in self._peers.values() if peer.connection is not None)
+        return sum(len(peer.connections) for peer in self._peers.values())
 
     async def drop_unused(self, alive: Collection[tuple[str, int]]) -> None:
         """Close connections to peers that vanished, and those idle for long. Called now and then."""
         now_s = self._clock()
         for key, peer in list(self._peers.items()):
-            connection = peer.connection
-            busy = peer.connecting.locked() or (connection is not None and not connection.idle)
+            busy = peer.connecting.locked() or any(link.num_in_flight for link in peer.connections)
             if busy or (key in alive and now_s - peer.used_at_s < IDLE_TIMEOUT_S):
                 continue
             del self._peers[key]
-            if connection is not None:
+            for connection in peer.connections:
                 await connection.close()
 
     async def close(self) -> None:
         """Close everything."""
         peers, self._peers = self._peers, {}
         for peer in peers.values():
-            if peer.connection is not None:
-                await peer.connection.close()
+            for connection in peer.connections:
+                await connection.close()
 
-    async def _connection(self, peer: _Peer, card: cluster_pb2.WorkerCard) -> SlottedConnection:
+    async def _connection(self, peer: _Peer, card: cluster_pb2.WorkerCard) -> SenderConnection:
+        """An idle connection, a new one, or the least busy one."""
         async with peer.connecting:
             peer.used_at_s = self._clock()
-            if peer.connection is not None:
-                if not peer.connection.closed:
-                    return peer.connection
-                await peer.connection.close()
-                peer.connection = None
+            for connection in [link for link in peer.connections if link.closed]:
+                peer.connections.remove(connection)
+                await connection.close()
+            trusted = [link for link in peer.connections if not self._failed_lately(peer, link.kind)]
+            if trusted and (
+                len(trusted) >= MAX_CONNECTIONS_PER_PEER or not min(map(_num_in_flight, trusted))
+            ):
+                return min(trusted, key=_num_in_flight)
             for kind, address in self._routes(peer, card):
+                if peer.connections and self._failed_lately(peer, kind):
+                    break  # nothing better can be had
+                connect = shm.connect if kind == "shm" else tcp.connect
                 try:
-                    if kind == "shm":
-                        peer.connection = await shm.connect(
-                            address, self._source, self._slot_bytes, CONNECT_TIMEOUT_S
-                        )
-                    else:
-                        peer.connection = await tcp.connect(
-                            address, self._source, self._slot_bytes, CONNECT_TIMEOUT_S
-                        )
+                    connection = await connect(
+                        address, self._source, self._max_payload_bytes, CONNECT_TIMEOUT_S
+                    )
                 except (OSError, ValueError, TimeoutError) as error:
                     _log.warning(
                         "cannot connect for blocks",
@@ -120,8 +123,14 @@ class PeerConnections:
                     )
                     peer.failed_at_s[kind] = self._clock()
                     continue
-                return peer.connection
+                peer.connections.append(connection)
+                return connection
+            if peer.connections:
+                return min(trusted or peer.connections, key=_num_in_flight)
             raise Unavailable("the decode worker cannot be reached for its blocks")
+
+    def _failed_lately(self, peer: _Peer, kind: str) -> bool:
+        return self._clock() - peer.failed_at_s.get(kind, -RETRY_AFTER_S) < RETRY_AFTER_S
 
     def _routes(self, peer: _Peer, card: cluster_pb2.WorkerCard) -> list[tuple[str, str]]:
         """(kind, address) in the order to try them; those that failed lately come last."""
@@ -131,8 +140,8 @@ class PeerConnections:
             for endpoint in card.kv_endpoints
             if endpoint.kind == _KINDS[kind] and (kind != "shm" or endpoint.host_id == self._host_id)
         ]
-        now_s = self._clock()
-        return sorted(
-            routes,
-            key=lambda route: now_s - peer.failed_at_s.get(route[0], -RETRY_AFTER_S) < RETRY_AFTER_S,
-        )
+        return sorted(routes, key=lambda route: self._failed_lately(peer, route[0]))
+
+
+def _num_in_flight(connection: SenderConnection) -> int:
+    return connection.num_in_flight

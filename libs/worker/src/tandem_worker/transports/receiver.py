@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from tandem.v1 import transfer_pb2 as pb
-from tandem_common.errors import InvalidRequest, TandemError
+from tandem_common.errors import TandemError
 from tandem_common.logs import get_logger
 
 from tandem_worker.transports.api import BlockSink, Source
-from tandem_worker.transports.checksum import checksum
+from tandem_worker.transports.blocking import SocketThread
 from tandem_worker.transports.framing import FramingError, frame, read_message
+from tandem_worker.transports.incoming import IncomingPayload
 
 _log = get_logger("transports")
 
@@ -27,23 +27,7 @@ PAYLOAD_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 120.0
 
 
-class Payloads(Protocol):
-    """Where the payloads of one connection lie."""
-
-    async def receive(self, header: pb.ChunkHeader) -> memoryview:
-        """The payload of an admitted chunk; InvalidRequest or FramingError when it cannot be had."""
-        ...
-
-    async def skip(self, header: pb.ChunkHeader) -> None:
-        """The chunk was refused: get past its payload."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back."""
-        ...
-
-
-Introduce = Callable[[socket.socket, int], Awaitable[tuple[pb.TransferHello, Payloads]]]
+Introduce = Callable[[socket.socket, int], Awaitable[tuple[pb.TransferHello, IncomingPayload]]]
 
 
 class Receiver:
@@ -85,16 +69,17 @@ class Receiver:
             self._listener.close()
 
     async def _serve_connection(self, sock: socket.socket) -> None:
-        payloads: Payloads | None = None
+        payload: IncomingPayload | None = None
+        thread = SocketThread(sock, f"kv-{self.kind}-receiver")
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                hello, payloads = await self._introduce(sock, self._sink.max_payload_bytes)
+                hello, payload = await self._introduce(sock, self._sink.max_payload_bytes)
             source = Source(worker_id=hello.source_worker_id, epoch=hello.source_epoch)
             while True:
                 async with asyncio.timeout(IDLE_TIMEOUT_S):
                     header = await read_message(sock, pb.ChunkHeader)
-                answer = await self._take(source, header, payloads)
                 async with asyncio.timeout(PAYLOAD_TIMEOUT_S):
+                    answer = await self._take(source, header, payload, thread, sock)
                     await asyncio.get_running_loop().sock_sendall(sock, frame(answer))
         except FramingError as error:
             _log.warning("dropped a connection for blocks", error=str(error))
@@ -103,29 +88,40 @@ class Receiver:
         except Exception:  # noqa: BLE001 - one connection's trouble is not the others'
             _log.exception("a connection for blocks failed")
         finally:
-            if payloads is not None:
-                payloads.close()
+            if payload is not None:
+                payload.close()
             with contextlib.suppress(OSError):
-                sock.close()
+                thread.close()
 
-    async def _take(self, source: Source, header: pb.ChunkHeader, payloads: Payloads) -> pb.ChunkAck:
+    async def _take(
+        self,
+        source: Source,
+        header: pb.ChunkHeader,
+        payload: IncomingPayload,
+        thread: SocketThread,
+        sock: socket.socket,
+    ) -> pb.ChunkAck:
         """Check and store one chunk; whatever is wrong with it is in the answer."""
-        started_s = time.monotonic()
+        if header.payload_bytes > self._sink.max_payload_bytes:
+            raise FramingError(f"a chunk of {header.payload_bytes} bytes is too large")
+        payload.begin(header.payload_bytes)
+        answer = pb.ChunkAck()
         try:
-            if header.payload_bytes > self._sink.max_payload_bytes:
-                raise FramingError(f"a chunk of {header.payload_bytes} bytes is too large")
-            try:
-                self._sink.admit(source, header)
-            except TandemError:
-                async with asyncio.timeout(PAYLOAD_TIMEOUT_S):
-                    await payloads.skip(header)
-                raise
-            async with asyncio.timeout(PAYLOAD_TIMEOUT_S):
-                payload = await payloads.receive(header)
-            if await checksum(payload) != header.checksum:
-                raise InvalidRequest("the checksum of the blocks is wrong")
-            await self._sink.write(source, header, payload, 1000 * (time.monotonic() - started_s))
+            async with self._sink.room(source, header) as room:
+                if room is not None:
+                    await _run(thread, sock, lambda: payload.fill(room))
         except TandemError as error:
             _log.warning("refused blocks", source=source.worker_id, code=error.code.name, error=error.message)
-            return pb.ChunkAck(code=error.code.value[0], message=error.message)
-        return pb.ChunkAck()
+            answer = pb.ChunkAck(code=error.code.value[0], message=error.message)
+        if payload.num_left:
+            await _run(thread, sock, payload.skip)
+        return answer
+
+
+async def _run(thread: SocketThread, sock: socket.socket, function: Callable[[], None]) -> None:
+    """The thread has the socket to itself meanwhile, and waits on it."""
+    os.set_blocking(sock.fileno(), True)
+    try:
+        await thread.run(function)
+    finally:
+        os.set_blocking(sock.fileno(), False)

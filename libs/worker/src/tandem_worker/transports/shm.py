@@ -1,9 +1,11 @@
 """Blocks over shared memory between processes of one user on one host.
 
 The sender makes an anonymous segment (memfd) and passes its descriptor over an abstract Unix socket, so nothing has a
-name in the file system and nothing is left behind, however a process ends. Headers and answers go over the socket,
-payloads lie in slots of the segment. The segment is sealed against resizing: a sender that shrank it could
-otherwise kill the receiver (SIGBUS).
+name in the file system and nothing is left behind, however a process ends. Headers, records of pieces and answers go
+over the socket, pieces lie in the slots of the segment, taken in turn; a byte that comes back says that a slot is free
+again. The segment is small, so that it stays in the processors' cache: what a sender writes there, the receiver need
+not fetch from memory. It is sealed against resizing: a sender that shrank it could otherwise kill the receiver
+(SIGBUS).
 """
 
 from __future__ import annotations
@@ -16,17 +18,23 @@ import os
 import secrets
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
+from isal.isal_zlib import crc32
 from tandem.v1 import transfer_pb2 as pb
-from tandem_common.errors import InvalidRequest
 
 from tandem_worker.transports.api import BlockSink, Source
-from tandem_worker.transports.connection import Slot, SlottedConnection
+from tandem_worker.transports.connection import SenderConnection
 from tandem_worker.transports.framing import LENGTH, FramingError, frame, read_message_body
+from tandem_worker.transports.incoming import IncomingPayload
+from tandem_worker.transports.payload import PIECE_BYTES, RECORD, Cursor, gather, scatter
 from tandem_worker.transports.receiver import Receiver
 
-NUM_SLOTS = 3
+NUM_SLOTS = 8
+_SEGMENT_BYTES = NUM_SLOTS * PIECE_BYTES
+# Present from the start: a page that must be made costs more than copying it.
+_MAP_FLAGS = mmap.MAP_SHARED | mmap.MAP_POPULATE
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 
@@ -50,10 +58,9 @@ def listen(sink: BlockSink) -> Receiver:
     return Receiver(listener, sink, _introduce, kind="shm", address=name)
 
 
-async def connect(address: str, source: Source, slot_bytes: int, timeout_s: float) -> SlottedConnection:
+async def connect(address: str, source: Source, max_payload_bytes: int, timeout_s: float) -> SenderConnection:
     """A connection to the receiver of that name; OSError, TimeoutError or ValueError when it cannot be made."""
     loop = asyncio.get_running_loop()
-    segment_bytes = NUM_SLOTS * slot_bytes
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -62,11 +69,11 @@ async def connect(address: str, source: Source, slot_bytes: int, timeout_s: floa
         _check_user(sock)
         descriptor = os.memfd_create("tandem-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(descriptor, segment_bytes)
+            os.ftruncate(descriptor, _SEGMENT_BYTES)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            segment = memoryview(mmap.mmap(descriptor, segment_bytes))
+            ring = Ring(mmap.mmap(descriptor, _SEGMENT_BYTES, _MAP_FLAGS))
             hello = pb.TransferHello(
-                source_worker_id=source.worker_id, source_epoch=source.epoch, segment_bytes=segment_bytes
+                source_worker_id=source.worker_id, source_epoch=source.epoch, segment_bytes=_SEGMENT_BYTES
             )
             # Small enough to fit into the empty buffer of a new socket: it never blocks and is never cut.
             socket.send_fds(sock, [frame(hello)], [descriptor])
@@ -75,45 +82,85 @@ async def connect(address: str, source: Source, slot_bytes: int, timeout_s: floa
     except BaseException:
         sock.close()
         raise
-    slots = [
-        Slot(segment[offset : offset + slot_bytes], offset) for offset in range(0, segment_bytes, slot_bytes)
-    ]
-    return SlottedConnection(sock, "shm", slots, payload_follows=False)
+    return SenderConnection(sock, "shm", max_payload_bytes, ring.send)
 
 
-class ShmPayloads:
-    """The sender's segment, mapped here."""
+class Ring:
+    """The segment as slots of one piece each, used in turn; a payload begins with the first."""
 
     def __init__(self, segment: mmap.mmap) -> None:
-        self._segment = segment
+        self._memory = memoryview(segment)
 
-    async def receive(self, header: pb.ChunkHeader) -> memoryview:
-        """The payload where it lies; good until the chunk is answered."""
-        end = header.segment_offset + header.payload_bytes
-        if end > len(self._segment):
-            raise InvalidRequest("the blocks lie outside of the shared segment")
-        return memoryview(self._segment)[header.segment_offset : end]
+    def slot(self, index: int, length: int) -> memoryview:
+        """Where piece `index` of a payload lies."""
+        start = index % NUM_SLOTS * PIECE_BYTES
+        return self._memory[start : start + length]
 
-    async def skip(self, header: pb.ChunkHeader) -> None:
-        """Nothing follows the header."""
+    def send(self, sock: socket.socket, views: Sequence[memoryview]) -> None:
+        """Copy a payload in, as slots become free; returns when all are free again."""
+        cursor = Cursor(views)
+        num_sent = num_free = 0
+        while cursor.num_left:
+            length = min(PIECE_BYTES, cursor.num_left)
+            while num_sent - num_free == NUM_SLOTS:
+                num_free += _wait_for_slots(sock, NUM_SLOTS)
+            slot = self.slot(num_sent, length)
+            gather(cursor.take(length), slot)
+            sock.sendall(RECORD.pack(length, crc32(slot)))
+            num_sent += 1
+        while num_free < num_sent:
+            num_free += _wait_for_slots(sock, num_sent - num_free)
+
+
+def _wait_for_slots(sock: socket.socket, num_used: int) -> int:
+    freed = sock.recv(num_used)
+    if not freed:
+        raise ConnectionError("the peer closed the connection")
+    return len(freed)
+
+
+class ShmPayload(IncomingPayload):
+    """Copies from the sender's segment, mapped here, into the pool."""
+
+    def __init__(self, sock: socket.socket, ring: Ring) -> None:
+        super().__init__(sock, PIECE_BYTES)
+        self._ring = ring
+        self._num_taken = 0
+
+    def begin(self, num_bytes: int) -> None:
+        """A header was read: a payload begins in the first slot."""
+        super().begin(num_bytes)
+        self._num_taken = 0
 
     def close(self) -> None:
         """The mapping ends with the last view of it."""
-        del self._segment
+        del self._ring
+
+    def _take(self, parts: list[memoryview]) -> int:
+        slot = self._ring.slot(self._num_taken, self._piece_left)
+        found = crc32(slot)
+        scatter(slot, parts)
+        self._drop()
+        return found
+
+    def _drop(self) -> None:
+        self._piece_left = 0
+        self._num_taken += 1
+        self._sock.sendall(b"\0")
 
 
-async def _introduce(sock: socket.socket, max_payload_bytes: int) -> tuple[pb.TransferHello, ShmPayloads]:
+async def _introduce(sock: socket.socket, max_payload_bytes: int) -> tuple[pb.TransferHello, ShmPayload]:
     _check_user(sock)
     prefix, descriptor = await _receive_descriptor(sock)
     try:
         hello = await read_message_body(sock, prefix, pb.TransferHello)
         if os.fstat(descriptor).st_size != hello.segment_bytes:
             raise FramingError("the shared segment has another size than the hello says")
-        if not max_payload_bytes <= hello.segment_bytes <= 64 * max_payload_bytes:
-            raise FramingError("the shared segment has no sensible size")
+        if hello.segment_bytes != _SEGMENT_BYTES:
+            raise FramingError("the shared segment has another size than ours")
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise FramingError("the shared segment is not sealed")
-        return hello, ShmPayloads(mmap.mmap(descriptor, hello.segment_bytes))
+        return hello, ShmPayload(sock, Ring(mmap.mmap(descriptor, _SEGMENT_BYTES, _MAP_FLAGS)))
     finally:
         os.close(descriptor)
 

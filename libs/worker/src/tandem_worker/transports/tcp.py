@@ -1,18 +1,23 @@
-"""Blocks over TCP: the payload follows its header on the same raw socket."""
+"""Blocks over TCP: the payload follows its header on the same raw socket, from pool to pool without a copy between."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
 from tandem.v1 import transfer_pb2 as pb
 
 from tandem_worker.transports.api import BlockSink, Source
-from tandem_worker.transports.connection import Slot, SlottedConnection
-from tandem_worker.transports.framing import discard, frame, read_exactly, read_message
+from tandem_worker.transports.connection import SenderConnection
+from tandem_worker.transports.framing import frame, read_message
+from tandem_worker.transports.incoming import IncomingPayload
+from tandem_worker.transports.payload import PIECE_BYTES, RECORD, Cursor, after, checksum
 from tandem_worker.transports.receiver import Receiver
 
-NUM_SLOTS = 3
+# Parts of one call to the kernel; it takes no more than 1,024.
+_MAX_PARTS = 512
+_SCRATCH_BYTES = 64 << 10
 # Sent but not acknowledged for so long: the peer's host is gone.
 _USER_TIMEOUT_MS = 10_000
 
@@ -27,7 +32,7 @@ def listen(host: str, port: int, advertise_host: str, sink: BlockSink) -> Receiv
     return Receiver(listener, sink, _introduce, kind="tcp", address=f"{shown}:{bound_port}")
 
 
-async def connect(address: str, source: Source, slot_bytes: int, timeout_s: float) -> SlottedConnection:
+async def connect(address: str, source: Source, max_payload_bytes: int, timeout_s: float) -> SenderConnection:
     """A connection to a receiver's `host:port`; OSError or TimeoutError when there is none."""
     loop = asyncio.get_running_loop()
     host, _, port = address.rpartition(":")
@@ -44,36 +49,45 @@ async def connect(address: str, source: Source, slot_bytes: int, timeout_s: floa
         except BaseException:
             sock.close()
             raise
-    slots = [Slot(memoryview(bytearray(slot_bytes)), 0) for _ in range(NUM_SLOTS)]
-    return SlottedConnection(sock, "tcp", slots, payload_follows=True)
+    return SenderConnection(sock, "tcp", max_payload_bytes, _send_payload)
 
 
-class TcpPayloads:
-    """One buffer that every payload of a connection is read into."""
+def _send_payload(sock: socket.socket, views: Sequence[memoryview]) -> None:
+    cursor = Cursor(views)
+    while cursor.num_left:
+        length = min(PIECE_BYTES, cursor.num_left)
+        parts = cursor.take(length)
+        parts.insert(0, memoryview(RECORD.pack(length, checksum(parts))))
+        while parts:
+            parts = after(parts, sock.sendmsg(parts[:_MAX_PARTS]))
+
+
+class TcpPayload(IncomingPayload):
+    """Reads from the socket into the pool, and sums what it has just read."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._buffer = bytearray()
-
-    async def receive(self, header: pb.ChunkHeader) -> memoryview:
-        """Read the payload; the view is good until the next chunk."""
-        if len(self._buffer) < header.payload_bytes:
-            self._buffer = bytearray(header.payload_bytes)
-        payload = memoryview(self._buffer)[: header.payload_bytes]
-        await read_exactly(self._sock, payload)
-        return payload
-
-    async def skip(self, header: pb.ChunkHeader) -> None:
-        """Read past the payload."""
-        await discard(self._sock, header.payload_bytes)
+        super().__init__(sock, PIECE_BYTES)
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
 
     def close(self) -> None:
-        """Nothing is held beyond the connection."""
+        """Nothing is held."""
+
+    def _take(self, parts: list[memoryview]) -> int:
+        left = parts
+        while left:
+            count = self._receive(left[:_MAX_PARTS])
+            self._piece_left -= count
+            left = after(left, count)
+        return checksum(parts)
+
+    def _drop(self) -> None:
+        while self._piece_left:
+            self._piece_left -= self._receive([self._scratch[: self._piece_left]])
 
 
-async def _introduce(sock: socket.socket, max_payload_bytes: int) -> tuple[pb.TransferHello, TcpPayloads]:
+async def _introduce(sock: socket.socket, max_payload_bytes: int) -> tuple[pb.TransferHello, TcpPayload]:
     _tune(sock)
-    return await read_message(sock, pb.TransferHello), TcpPayloads(sock)
+    return await read_message(sock, pb.TransferHello), TcpPayload(sock)
 
 
 def _tune(sock: socket.socket) -> None:
