@@ -1,0 +1,264 @@
+"""How fast blocks get from a prefill worker's pool into a decode worker's, and what a handoff adds.
+
+    .venv/bin/python bench/handoff.py [--rounds 15] [--sizes 1 16 256]
+
+Two processes with real engines' pools, transports, leases, tickets and checksums (blocks of Llama 3.2 1B). Handoffs of
+1, 16 and 256 MiB over shared memory and TCP take turns with a plain copy of as many bytes between two buffers of this
+process, and with a bare loop of `sock_sendall` here and `sock_recv_into` there. All of them walk through 512 MiB, so
+that nothing is in a cache. "Alone" is one handoff from the call to its acknowledgement; "in a row" is four at a time,
+as a busy worker has them. Prints a table of medians and writes bench/results/handoff.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import json
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import uvloop
+from handoff_worker import BLOCK_BYTES, NUM_BLOCKS, POOL_BYTES, REQUEST_ID, start_worker, whole_pool
+from machine import describe_machine
+from rich.console import Console
+from rich.table import Table
+from tandem.v1 import cluster_pb2
+from tandem_engine.api import PrefillMode
+from tandem_prefill.destination import Destination
+from tandem_prefill.shipping import Shipping
+from tandem_worker.receiving import chunk_bytes
+from tandem_worker.transports import PeerConnections, Source, shm
+from tandem_worker.worker import Worker
+
+RESULTS = Path(__file__).resolve().parent / "results" / "handoff.json"
+MIB = 1 << 20
+NUM_AT_ONCE = 4
+
+
+class Peer:
+    """The receiving process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._asking = asyncio.Lock()
+
+    async def ask(self, **command: object) -> dict[str, str]:
+        """Send a command, read the answer."""
+        assert self._process.stdout is not None
+        async with self._asking:
+            self.tell(**command)
+            return dict(json.loads(await self._process.stdout.readline()))
+
+    async def first_words(self) -> dict[str, object]:
+        """What it says when it is ready."""
+        assert self._process.stdout is not None
+        return dict(json.loads(await self._process.stdout.readline()))
+
+    def tell(self, **command: object) -> None:
+        """Send a command that has no answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+
+
+class Blocks:
+    """Walks through the pool, a stretch of so many blocks at a time."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> int:
+        """The first of the next `count` blocks."""
+        first = self._next if self._next + count <= NUM_BLOCKS else 0
+        self._next = first + count
+        return first
+
+
+@dataclass(frozen=True)
+class Handoffs:
+    """The sending end of one transport."""
+
+    worker: Worker
+    card: cluster_pb2.WorkerCard
+    peer: Peer
+    blocks: Blocks
+
+    async def one(self, num_bytes: int) -> float:
+        """Seconds that one handoff takes, alone."""
+        return await self._timed(num_bytes, 1)
+
+    async def in_a_row(self, num_bytes: int) -> float:
+        """Seconds per handoff when `NUM_AT_ONCE` are on their way at any time."""
+        rounds = max(2, (64 * MIB) // num_bytes // NUM_AT_ONCE)
+        return await self._timed(num_bytes, rounds * NUM_AT_ONCE) / (rounds * NUM_AT_ONCE)
+
+    async def _timed(self, num_bytes: int, num_handoffs: int) -> float:
+        count = num_bytes // BLOCK_BYTES
+        firsts = [self.blocks.take(count) for _ in range(num_handoffs)]
+        leases = [await self.peer.ask(first=first, end=first + count) for first in firsts]
+        gate = asyncio.Semaphore(NUM_AT_ONCE)
+
+        async def ship(first: int, lease: dict[str, str]) -> None:
+            async with gate:
+                await self._ship(first, count, lease)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(ship(first, lease) for first, lease in zip(firsts, leases, strict=True)))
+        duration = time.perf_counter() - start
+        for lease in leases:
+            self.peer.tell(release=lease["lease_id"])
+        return duration
+
+    async def _ship(self, first: int, count: int, granted: dict[str, str]) -> None:
+        destination = Destination(
+            card=self.card,
+            lease_id=granted["lease_id"],
+            ticket=bytes.fromhex(granted["ticket"]),
+            first_block=first,
+            num_blocks=first + count,
+        )
+        async with self.worker.leases.hold(
+            lease_id=destination.lease_id,
+            request_id=REQUEST_ID,
+            peer_worker_id="decode",
+            first_block=first,
+            num_blocks=first + count,
+        ) as lease:
+            await Shipping(self.worker, REQUEST_ID, destination, lease).ship(first, first + count)
+
+
+class Plain:
+    """The same bytes, copied within this process, and sent over a bare socket."""
+
+    def __init__(self, pool: memoryview, sock: socket.socket) -> None:
+        self._pool = pool
+        self._target = np.ones(POOL_BYTES, dtype=np.uint8).data
+        self._sock = sock
+        self._blocks = Blocks()
+
+    async def copy(self, num_bytes: int) -> float:
+        """Seconds of one memmove."""
+        start = self._blocks.take(num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        source, target = (_address(memory[start:]) for memory in (self._pool, self._target))
+        started = time.perf_counter()
+        ctypes.memmove(target, source, num_bytes)
+        return time.perf_counter() - started
+
+    async def send(self, num_bytes: int) -> float:
+        """Seconds until the other end has everything and said so."""
+        start = self._blocks.take(num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        loop, view = asyncio.get_running_loop(), self._pool[start : start + num_bytes]
+        started = time.perf_counter()
+        await loop.sock_sendall(self._sock, num_bytes.to_bytes(8, "little"))
+        await loop.sock_sendall(self._sock, view)
+        await loop.sock_recv(self._sock, 1)
+        return time.perf_counter() - started
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[float]]]:
+    """Seconds by size and way, all ways in turn within each round."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("handoff_worker.py")),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    worker, runner = await start_worker("prefill")
+    peer = Peer(process)
+    found = await peer.first_words()
+    worker.engine.submit(whole_pool(), PrefillMode.HOLD)
+    async for output in worker.engine.steps():
+        if output.tokens:
+            break
+    sock = socket.create_connection(("127.0.0.1", int(str(found["bare"]))))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(False)
+    views = runner.view_blocks(range(NUM_BLOCKS))
+    assert views is not None
+    plain = Plain(views[0], sock)
+    by_shm, by_tcp = (handoffs(worker, kind, str(found[kind]), peer) for kind in ("shm", "tcp"))
+    ways: dict[str, Callable[[int], Awaitable[float]]] = {
+        "copy": plain.copy,
+        "shm alone": by_shm.one,
+        "shm in a row": by_shm.in_a_row,
+        "bare TCP": plain.send,
+        "tcp alone": by_tcp.one,
+        "tcp in a row": by_tcp.in_a_row,
+    }
+    seconds: dict[int, dict[str, list[float]]] = {size: {way: [] for way in ways} for size in sizes}
+    for number in range(-2, rounds):  # the first two warm up
+        for size in sizes:
+            for way, run in ways.items():
+                duration = await run(size * MIB)
+                if number >= 0:
+                    seconds[size][way].append(duration)
+    sock.close()
+    for side in (by_shm, by_tcp):
+        await side.worker.connections.close()
+    assert process.stdin is not None
+    process.stdin.close()
+    await process.wait()
+    await worker.engine.stop()
+    return seconds
+
+
+def handoffs(worker: Worker, kind: str, address: str, peer: Peer) -> Handoffs:
+    """The sending end for one transport."""
+    connections = PeerConnections(
+        Source(worker_id="prefill", epoch=1), (kind,), chunk_bytes(worker.engine.info.block_bytes)
+    )
+    endpoint = cluster_pb2.KvEndpoint(
+        kind=cluster_pb2.TRANSPORT_KIND_SHM if kind == "shm" else cluster_pb2.TRANSPORT_KIND_TCP,
+        address=address,
+        host_id=shm.host_id() if kind == "shm" else "",
+    )
+    card = cluster_pb2.WorkerCard(worker_id="decode", epoch=1, kv_endpoints=[endpoint])
+    return Handoffs(replace(worker, connections=connections), card, peer, Blocks())
+
+
+def report(seconds: dict[int, dict[str, list[float]]]) -> None:
+    """The table."""
+    table = Table(title="Handoffs between two processes (medians)")
+    for column in ("MiB", "way", "ms", "GB/s", "of the limit", "added, ms"):
+        table.add_column(column, justify="right")
+    for size, ways in seconds.items():
+        for way, samples in ways.items():
+            limit = median(ways["copy" if way.startswith(("copy", "shm")) else "bare TCP"])
+            took = median(samples)
+            table.add_row(
+                str(size),
+                way,
+                f"{took * 1e3:.2f} ({min(samples) * 1e3:.2f}–{max(samples) * 1e3:.2f})",
+                f"{size * MIB / took / 1e9:.1f}",
+                f"{limit / took:.0%}",
+                f"{(took - limit) * 1e3:+.2f}",
+            )
+        table.add_section()
+    Console(width=100).print(table)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Speed of handoffs between two workers on one host.")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 256], help="MiB per handoff")
+    options = parser.parse_args()
+    machine = describe_machine()
+    seconds = uvloop.run(measure(options.sizes, options.rounds))
+    report(seconds)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The two ends of `bench/handoff.py`: workers with real pools, transports, leases and tickets, and no model.
+
+Run as a program it is the receiving end: it answers commands on stdin with a line of JSON each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import numpy as np
+import redis.asyncio
+import torch
+import uvloop
+from tandem.v1 import cluster_pb2, transfer_pb2
+from tandem_common.generation import Generation, StoppingParams
+from tandem_engine.api import EngineInfo
+from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.config import EngineConfig
+from tandem_engine.local_engine import LocalEngine
+from tandem_engine.torch_engine.kv_cache import KVCache
+from tandem_engine.torch_engine.model_config import parse_model_config
+from tandem_worker.assembly import make_receivers, make_worker
+from tandem_worker.config import WorkerConfig
+from tandem_worker.worker import Worker
+
+# Llama 3.2 1B: a block of 16 tokens is 512 KiB in bfloat16.
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+BLOCK_SIZE = 16
+BLOCK_BYTES = 512 << 10
+# Twice the largest handoff: what is copied comes from memory and goes there, not from and to a cache.
+NUM_BLOCKS = 1024
+POOL_BYTES = NUM_BLOCKS * BLOCK_BYTES
+REQUEST_ID = "req-handoff"
+
+
+class PoolRunner:
+    """A `Runner` whose steps compute nothing; its pool is that of the torch engine, with random content."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self.cache = KVCache(
+            parse_model_config(MODEL),
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            dtype=torch.bfloat16,
+            device="cpu",
+        )
+        self.cache.pool.view(torch.int16).random_()
+
+    def load(self) -> EngineInfo:
+        """What the pool is."""
+        return EngineInfo(
+            name="pool",
+            vocab_size=MODEL["vocab_size"],  # type: ignore[arg-type]
+            max_context_tokens=NUM_BLOCKS * BLOCK_SIZE,
+            block_size=BLOCK_SIZE,
+            num_blocks=NUM_BLOCKS,
+            max_step_tokens=NUM_BLOCKS * BLOCK_SIZE,
+            max_sequences=4,
+            dtype="bfloat16",
+            block_shape=self.cache.block_shape,
+            block_bytes=self.cache.block_bytes,
+            layout_digest=b"bench",
+        )
+
+    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+        """Compute nothing."""
+        return [DrawnToken(0, None) if row.draws_token else None for row in batch.sequences]
+
+    def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
+        """The pool itself."""
+        return self.cache.views(block_ids)
+
+    def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
+        """Never asked: the pool can be viewed."""
+        raise NotImplementedError
+
+    def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        """Never asked: the pool can be viewed."""
+        raise NotImplementedError
+
+    def poison_blocks(self, block_ids: Sequence[int]) -> None:
+        """Nothing to test here."""
+
+    def close(self) -> None:
+        """The process ends."""
+
+
+async def start_worker(worker_id: str) -> tuple[Worker, PoolRunner]:
+    """A worker with a started engine. Redis is never asked."""
+    config = WorkerConfig(
+        engine="simulated",
+        block_size=BLOCK_SIZE,
+        num_blocks=NUM_BLOCKS,
+        max_step_tokens=NUM_BLOCKS * BLOCK_SIZE,
+        cluster_secret="a secret of the bench",
+    )
+    runner = PoolRunner(config)
+    engine = LocalEngine(config, runner)
+    await engine.start()
+    client = redis.asyncio.Redis()
+    duties = [cluster_pb2.ROLE_PREFILL, cluster_pb2.ROLE_DECODE]
+    return (
+        make_worker(config, engine, client, worker_id=worker_id, epoch=1, revision="", duties=duties),
+        runner,
+    )
+
+
+def whole_pool() -> Generation:
+    """A request that takes every block."""
+    num_tokens = NUM_BLOCKS * BLOCK_SIZE - 1
+    return Generation(
+        request_id=REQUEST_ID,
+        token_ids=[1] * num_tokens,
+        num_prompt_tokens=num_tokens,
+        namespace=bytes(16),
+        stopping=StoppingParams(max_tokens=1),
+    )
+
+
+async def receive(commands: asyncio.StreamReader) -> None:
+    """Give leases as long as stdin is open."""
+    worker, _ = await start_worker("decode")
+    reservation = await worker.engine.blocks.reserve(whole_pool())
+    bare = socket.create_server(("127.0.0.1", 0))
+    bare.setblocking(False)
+    async with AsyncExitStack() as stack:
+        receivers = make_receivers(worker)
+        tasks = [asyncio.create_task(receiver.serve()) for receiver in receivers]
+        tasks.append(asyncio.create_task(receive_bare(bare)))
+        stack.callback(lambda: [task.cancel() for task in tasks])
+        say(
+            num_blocks=reservation.num_blocks,
+            bare=bare.getsockname()[1],
+            **{receiver.kind: receiver.address for receiver in receivers},
+        )
+        held: dict[str, AsyncExitStack] = {}
+        while line := await commands.readline():
+            command = json.loads(line)
+            if lease_id := command.get("release"):
+                await held.pop(lease_id).aclose()
+                continue
+            lease_id, first, end = secrets.token_hex(16), command["first"], command["end"]
+            held[lease_id] = AsyncExitStack()
+            await held[lease_id].enter_async_context(
+                worker.leases.hold(
+                    lease_id=lease_id,
+                    request_id=REQUEST_ID,
+                    peer_worker_id="prefill",
+                    first_block=first,
+                    num_blocks=end,
+                )
+            )
+            ticket = worker.tickets.sign(
+                transfer_pb2.TicketClaims(
+                    request_id=REQUEST_ID,
+                    lease_id=lease_id,
+                    source_worker_id="prefill",
+                    destination_worker_id="decode",
+                    destination_epoch=1,
+                    first_block=first,
+                    num_blocks=end,
+                )
+            )
+            say(lease_id=lease_id, ticket=ticket.hex())
+    await worker.engine.stop()
+
+
+async def receive_bare(listener: socket.socket) -> None:
+    """The bare loop: a length, then so many bytes into memory that is there already, then one byte back."""
+    loop = asyncio.get_running_loop()
+    memory = np.ones(POOL_BYTES, dtype=np.uint8).data
+    sock, _ = await loop.sock_accept(listener)
+    sock.setblocking(False)
+    start = 0
+    while length := int.from_bytes(await loop.sock_recv(sock, 8), "little"):
+        start = start if start + length <= POOL_BYTES else 0
+        view = memory[start : start + length]
+        while view:
+            view = view[await loop.sock_recv_into(sock, view) :]
+        start += length
+        await loop.sock_sendall(sock, b"k")
+
+
+def say(**facts: object) -> None:
+    """A line for the other end."""
+    print(json.dumps(facts), flush=True)
+
+
+async def main() -> None:
+    """The receiving end."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    await receive(reader)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
