@@ -21,7 +21,7 @@ from tandem_cli.ports import can_listen
 from tandem_cli.redis_server import find_redis_server
 
 _PYTHON = (3, 11)
-_NEEDED_PACKAGES = ("grpcio", "protobuf", "redis", "aiohttp", "tokenizers", "safetensors", "numpy")
+_NEEDED_PACKAGES = ("grpcio", "protobuf", "redis", "httptools", "tokenizers", "safetensors", "numpy")
 _TANDEM_PACKAGES = ("tandem-frontend", "tandem-router", "tandem-planner", "tandem-prefill", "tandem-decode")
 _HUB = "https://huggingface.co"
 _LITTLE_MEMORY_GIB = 2.0

@@ -62,8 +62,8 @@ async def test_accepted_sockets_send_at_once(system):
     reader, writer = await connect(system)
     writer.write(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
-    (guard,) = system.frontend._http._guards
-    accepted = guard._transport.get_extra_info("socket")
+    (connection,) = system.frontend._http._connections
+    accepted = connection.transport.get_extra_info("socket")
     assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     writer.close()
 

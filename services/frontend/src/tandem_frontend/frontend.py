@@ -21,7 +21,8 @@ from tandem_frontend.frontend_metrics import FrontendMetrics
 from tandem_frontend.generation_run import Backend, RunLimits
 from tandem_frontend.generator import Generator
 from tandem_frontend.health import Canary, Health
-from tandem_frontend.http_app import make_app
+from tandem_frontend.http_app import HttpApp
+from tandem_frontend.http_connection import ConnectionLimits
 from tandem_frontend.http_server import HttpServer
 from tandem_frontend.inference_service import SERVICE_NAME, InferenceService
 from tandem_frontend.info_routes import InfoRoutes
@@ -29,10 +30,11 @@ from tandem_frontend.loop_lag import measure_loop_lag
 from tandem_frontend.loop_pressure import LoopPressure, measure_loop_pressure
 from tandem_frontend.models import LocalModel, ModelCatalog
 from tandem_frontend.open_requests import OpenRequests
-from tandem_frontend.openai_api import HttpLimits, OpenAIApi
+from tandem_frontend.openai_api import OpenAIApi
 from tandem_frontend.preparation import Preparation
 from tandem_frontend.routing import RouterClient
 from tandem_frontend.sessions import SessionPool
+from tandem_frontend.sse_stream import StreamLimits
 
 _STOP_GRACE_S = 1.0
 _HOUSEKEEPING_S = 0.5
@@ -91,15 +93,14 @@ class Frontend:
             generator,
             table,
             metrics,
-            HttpLimits(
-                body_timeout_s=config.body_timeout_s,
-                stream_buffer_bytes=config.stream_buffer_bytes,
-                stream_buffer_age_s=config.stream_buffer_age_s,
-                stream_keepalive_s=config.stream_keepalive_s,
+            StreamLimits(
+                buffer_bytes=config.stream_buffer_bytes,
+                buffer_age_s=config.stream_buffer_age_s,
+                keepalive_s=config.stream_keepalive_s,
             ),
         )
         info = InfoRoutes(self.health, self.catalog, metrics, int(datetime.now(UTC).timestamp()))
-        app = make_app(
+        self.app = HttpApp(
             {
                 **info.routes(),
                 ("POST", "/v1/chat/completions"): api.chat,
@@ -107,10 +108,16 @@ class Frontend:
             },
             api_keys=api_keys,
             metrics=metrics,
-            max_body_bytes=config.max_body_bytes,
         )
         self._http = HttpServer(
-            app, header_timeout_s=config.header_timeout_s, max_connections=config.max_connections
+            self.app,
+            ConnectionLimits(
+                header_timeout_s=config.header_timeout_s,
+                body_timeout_s=config.body_timeout_s,
+                max_body_bytes=config.max_body_bytes,
+                unread_timeout_s=config.stream_buffer_age_s,
+            ),
+            max_connections=config.max_connections,
         )
         self._rpc = RpcServer([SERVICE_NAME], share_port=config.shares_ports)
         service = InferenceService(

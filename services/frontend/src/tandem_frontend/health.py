@@ -18,7 +18,7 @@ from tandem_common.registry import ClusterWatcher
 
 from tandem_frontend.frontend_metrics import FrontendMetrics
 from tandem_frontend.generator import Generator
-from tandem_frontend.http_app import new_request_id
+from tandem_frontend.http_messages import new_request_id
 from tandem_frontend.models import ModelCatalog
 from tandem_frontend.open_requests import OpenRequests
 from tandem_frontend.options import GenerationOptions, TextPrompt

@@ -20,7 +20,7 @@ from tandem_frontend.chat_template import ChatTurn
 from tandem_frontend.delta_queue import DeltaQueue, SlowReader
 from tandem_frontend.frontend_metrics import FrontendMetrics
 from tandem_frontend.generator import Completion, Generator
-from tandem_frontend.http_app import new_request_id
+from tandem_frontend.http_messages import new_request_id
 from tandem_frontend.models import ModelCatalog
 from tandem_frontend.options import Conversation, GenerationOptions, Prompt, TextPrompt, TokenPrompt
 from tandem_frontend.preparation import Caller, Preparation

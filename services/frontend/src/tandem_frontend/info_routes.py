@@ -7,17 +7,18 @@ import importlib.metadata
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from tandem_common.errors import NotFound
 
 from tandem_frontend.frontend_metrics import FrontendMetrics
 from tandem_frontend.health import Health
 from tandem_frontend.http_app import Handler, json_response
+from tandem_frontend.http_messages import HttpRequest, HttpResponse
 from tandem_frontend.models import ModelCatalog, ServedModel
 from tandem_frontend.openai_responses import ModelBody, ModelList
 from tandem_frontend.openapi import docs_page, openapi_document
 
+_HTML = b"text/html; charset=utf-8"
 _INDEX = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Tandem</title></head><body
 style="font:16px/1.6 system-ui,sans-serif;max-width:40rem;margin:4rem auto;padding:0 1rem">
 <h1>Tandem is running</h1><p>This is an OpenAI-compatible server: use <code>/v1</code> here as the base URL of any
@@ -50,39 +51,37 @@ class InfoRoutes:
             ("GET", "/openapi.json"): self._openapi,
             ("GET", "/docs"): self._docs,
             ("GET", "/v1/models"): self._models,
-            ("GET", "/v1/models/{model:.+}"): self._model,
+            ("GET", "/v1/models/{model}"): self._model,
         }
 
-    async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(text=_INDEX, content_type="text/html")
+    async def _index(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(_INDEX.encode(), content_type=_HTML)
 
-    async def _health_report(self, request: web.Request) -> web.Response:
+    async def _health_report(self, request: HttpRequest) -> HttpResponse:
         report = self._health.report()
-        response = json_response(dataclasses.asdict(report), 200 if report.ready else 503)
-        if not report.ready:
-            response.headers["Retry-After"] = "1"
-        return response
+        if report.ready:
+            return json_response(dataclasses.asdict(report))
+        return json_response(dataclasses.asdict(report), 503, b"Retry-After: 1\r\n")
 
-    async def _live(self, request: web.Request) -> web.Response:
+    async def _live(self, request: HttpRequest) -> HttpResponse:
         return json_response({"status": "ok"})
 
-    async def _metrics_text(self, request: web.Request) -> web.Response:
+    async def _metrics_text(self, request: HttpRequest) -> HttpResponse:
         self._metrics.ready.set(self._health.report().ready)
-        return web.Response(
-            body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        text = generate_latest(self._metrics.registry)
+        return HttpResponse(text, content_type=CONTENT_TYPE_LATEST.encode())
 
-    async def _openapi(self, request: web.Request) -> web.Response:
+    async def _openapi(self, request: HttpRequest) -> HttpResponse:
         return json_response(self._document)
 
-    async def _docs(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._page, content_type="text/html")
+    async def _docs(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(self._page.encode(), content_type=_HTML)
 
-    async def _models(self, request: web.Request) -> web.Response:
+    async def _models(self, request: HttpRequest) -> HttpResponse:
         return json_response(ModelList(data=[self._body(model) for model in self._catalog.served()]))
 
-    async def _model(self, request: web.Request) -> web.Response:
-        name = unquote(request.match_info["model"])
+    async def _model(self, request: HttpRequest) -> HttpResponse:
+        name = unquote(request.parameter)
         for model in self._catalog.served():
             if model.name == name:
                 return json_response(self._body(model))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from aiohttp import HttpVersion11, web
-from tandem_common.errors import Cancelled, TandemError
+from tandem_common.errors import TandemError
 from tandem_common.telemetry import current_traceparent
 
 from tandem_frontend.answer_format import (
@@ -20,34 +17,17 @@ from tandem_frontend.answer_format import (
     Envelope,
     error_event,
 )
-from tandem_frontend.backlog import Backlog
 from tandem_frontend.frontend_metrics import FrontendMetrics
 from tandem_frontend.generator import Completion, Generator, Usage
-from tandem_frontend.http_app import REQUEST_ID, TENANT, Refusal
+from tandem_frontend.http_app import Refusal
+from tandem_frontend.http_messages import HttpRequest, HttpResponse
 from tandem_frontend.openai_requests import OpenAIRequest, parse_chat, parse_completion
 from tandem_frontend.openai_responses import error_answer
 from tandem_frontend.preparation import Caller, Preparation, PreparedRequest, for_choice
 from tandem_frontend.routing_headers import apply_routing_headers
-from tandem_frontend.sse_stream import SseChoice, SseStream
+from tandem_frontend.sse_stream import SseChoice, SseStream, StreamLimits
 from tandem_frontend.text_stream import Delta, DeltaSink
 from tandem_frontend.token_bytes import TokenBytes
-
-_STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    # Proxies must pass events on as they come.
-    "X-Accel-Buffering": "no",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HttpLimits:
-    """What a client may take of time and memory."""
-
-    body_timeout_s: float
-    stream_buffer_bytes: int
-    stream_buffer_age_s: float
-    stream_keepalive_s: float
 
 
 class OpenAIApi:
@@ -59,7 +39,7 @@ class OpenAIApi:
         generator: Generator,
         token_bytes: TokenBytes,
         metrics: FrontendMetrics,
-        limits: HttpLimits,
+        limits: StreamLimits,
     ) -> None:
         self._preparation = preparation
         self._generator = generator
@@ -67,39 +47,27 @@ class OpenAIApi:
         self._metrics = metrics
         self._limits = limits
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
+    async def chat(self, request: HttpRequest) -> HttpResponse | None:
         """POST /v1/chat/completions."""
-        asked = parse_chat(await self._body(request))
-        envelope = _envelope(request, asked, "chatcmpl")
-        return await self._answer(request, asked, ChatFormat(envelope, self._token_bytes))
+        asked = parse_chat(_json_body(request))
+        return await self._answer(
+            request, asked, ChatFormat(_envelope(request, asked, "chatcmpl"), self._token_bytes)
+        )
 
-    async def completion(self, request: web.Request) -> web.StreamResponse:
+    async def completion(self, request: HttpRequest) -> HttpResponse | None:
         """POST /v1/completions."""
-        asked = parse_completion(await self._body(request))
-        envelope = _envelope(request, asked, "cmpl")
-        return await self._answer(request, asked, CompletionFormat(envelope, self._token_bytes))
-
-    async def _body(self, request: web.Request) -> bytes:
-        """The body; Refusal for other types, encodings, sizes and paces."""
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Refusal(415, "send the body without Content-Encoding")
-        if request.content_type != "application/json":
-            raise Refusal(415, "send JSON with the header `Content-Type: application/json`")
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                return await request.read()
-        except TimeoutError:
-            raise Refusal(408, "the body took too long") from None
+        asked = parse_completion(_json_body(request))
+        return await self._answer(
+            request, asked, CompletionFormat(_envelope(request, asked, "cmpl"), self._token_bytes)
+        )
 
     async def _answer(
         self,
-        request: web.Request,
+        request: HttpRequest,
         asked: OpenAIRequest,
         format: AnswerFormat,  # noqa: A002
-    ) -> web.StreamResponse:
-        caller = Caller(
-            request_id=request[REQUEST_ID], tenant=request[TENANT], traceparent=current_traceparent()
-        )
+    ) -> HttpResponse | None:
+        caller = Caller(request_id=request.id, tenant=request.tenant, traceparent=current_traceparent())
         choices: list[PreparedRequest] = []
         for prompt in asked.prompts:
             prepared = await self._preparation.prepare(asked.model, prompt, asked.options, caller)
@@ -107,75 +75,44 @@ class OpenAIApi:
             first = len(choices)
             choices += [for_choice(prepared, first + i, i) for i in range(asked.n)]
         if asked.stream:
-            return await self._stream(request, asked, choices, format)
+            await self._stream(request, asked, choices, format)
+            return None
         sinks = [_Collected() for _ in choices]
         completions = await self._generate(choices, sinks)
         answers = [(sink.deltas, completion) for sink, completion in zip(sinks, completions, strict=True)]
-        return web.Response(
-            body=format.whole(answers, _total(completions, asked.n)), content_type="application/json"
-        )
+        return HttpResponse(format.whole(answers, _total(completions, asked.n)))
 
     async def _stream(
         self,
-        request: web.Request,
+        request: HttpRequest,
         asked: OpenAIRequest,
         choices: Sequence[PreparedRequest],
         format: AnswerFormat,  # noqa: A002
-    ) -> web.StreamResponse:
+    ) -> None:
         """Send events as they come.
 
-        What fails before the first one is still answered with a status of its own, unless it takes so long that the
-        headers have gone out to keep the connection alive.
+        What fails before the first one is raised and has a status of its own, unless it takes so long that the head has
+        gone out to keep the connection alive.
         """
-        backlog = Backlog(
-            max_bytes=self._limits.stream_buffer_bytes, max_age_s=self._limits.stream_buffer_age_s
-        )
-        stream = SseStream(backlog, self._metrics.slow_readers.inc, request[REQUEST_ID])
+        stream = SseStream(request, self._limits, self._metrics.slow_readers.inc)
         sinks = [SseChoice(stream, format, index) for index in range(len(choices))]
 
         def ended(index: int, completion: Completion) -> None:
-            sinks[index].end(format.last_event(index, completion))
+            if len(choices) > 1:
+                stream.send(sinks[index].last(format.last_event(index, completion)))
 
-        work = asyncio.create_task(self._generate(choices, sinks, ended))
-        work.add_done_callback(lambda _: stream.began.set())
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.stream_keepalive_s):
-                    await stream.began.wait()
-            if work.done():
-                work.result()  # raises what went wrong
-            response = web.StreamResponse(headers=_STREAM_HEADERS)
-            chunked = request.version >= HttpVersion11
-            if chunked:
-                response.enable_chunked_encoding()
-            await response.prepare(request)
-            if request.transport is None:
-                raise Cancelled("the client has gone")
-            stream.attach(request.transport, chunked=chunked, keepalive_s=self._limits.stream_keepalive_s)
-            try:
-                completions = await work
-            except TandemError as error:
-                stream.send(error_event(error_answer(error)))
-            else:
-                if asked.include_usage:
-                    stream.send(format.usage_event(_total(completions, asked.n)))
-                stream.send(DONE)
-            stream.close()
-            await self._finish(request, response)
-            return response
+            completions = await self._generate(choices, sinks, ended)
+        except TandemError as error:
+            if not request.is_answered:
+                raise
+            stream.finish(error_event(error_answer(error)))
+        else:
+            last = sinks[0].last(format.last_event(0, completions[0])) if len(choices) == 1 else b""
+            usage = format.usage_event(_total(completions, asked.n)) if asked.include_usage else b""
+            stream.finish(last + usage + DONE)
         finally:
             stream.close()
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-
-    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
-        """End the response; a client that does not read the rest loses the connection."""
-        try:
-            async with asyncio.timeout(self._limits.stream_buffer_age_s):
-                await response.write_eof()
-        except (TimeoutError, ConnectionError):
-            if request.transport is not None:
-                request.transport.abort()
 
     async def _generate(
         self,
@@ -211,10 +148,19 @@ class _Collected:
         self.deltas.append(delta)
 
 
-def _envelope(request: web.Request, asked: OpenAIRequest, prefix: str) -> Envelope:
+def _json_body(request: HttpRequest) -> bytes:
+    """The body; Refusal for other types and encodings: a compressed body could unpack to anything."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(415, "send the body without Content-Encoding")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "send JSON with the header `Content-Type: application/json`")
+    return request.body
+
+
+def _envelope(request: HttpRequest, asked: OpenAIRequest, prefix: str) -> Envelope:
     return Envelope(
-        id=f"{prefix}-{request[REQUEST_ID].removeprefix('req-')}",
-        created=int(datetime.now(UTC).timestamp()),
+        id=f"{prefix}-{request.id.removeprefix('req-')}",
+        created=int(time.time()),
         model=asked.model,
         usage_in_chunks=asked.include_usage,
     )

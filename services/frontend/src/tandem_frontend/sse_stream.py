@@ -9,81 +9,93 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tandem_common.logs import get_logger
 
 from tandem_frontend.answer_format import AnswerFormat
 from tandem_frontend.backlog import Backlog
+from tandem_frontend.http_messages import HttpRequest
 from tandem_frontend.text_stream import Delta
 
 # A comment, which readers of events skip.
 KEEPALIVE = b": keep-alive\n\n"
+# Proxies must pass events on as they come.
+_HEADERS = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+_CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 _log = get_logger("streams")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamLimits:
+    """How patient a stream is."""
+
+    buffer_bytes: int  # more unread than this ends it
+    buffer_age_s: float  # and so does anything unread for longer
+    keepalive_s: float  # when there is nothing to send for so long (at most twice that), a comment goes out
+
+
 class SseStream:
-    """Events of one HTTP response. Until `attach`, when the headers go out, they are kept."""
+    """The answer to one request. The head goes out with the first event: until then the request can still fail."""
 
-    def __init__(self, backlog: Backlog, on_slow_reader: Callable[[], None], request_id: str) -> None:
-        self._backlog = backlog
+    def __init__(
+        self, request: HttpRequest, limits: StreamLimits, on_slow_reader: Callable[[], None]
+    ) -> None:
+        self._request = request
+        self._transport = request.transport
+        self._backlog = Backlog(max_bytes=limits.buffer_bytes, max_age_s=limits.buffer_age_s)
         self._on_slow_reader = on_slow_reader
-        self._request_id = request_id
-        self._kept: list[bytes] = []
-        self._transport: asyncio.WriteTransport | None = None
-        self._chunked = False
-        self.began = asyncio.Event()  # there is something to send
-        self._quiet = True  # since the last look
-        self._timer: asyncio.TimerHandle | None = None
+        self._keepalive_s = limits.keepalive_s
+        self._chunked = request.has_chunks
+        if not self._chunked:
+            request.closes = True  # nothing else says where the answer ends
+        self._before = request.head(
+            200, b"text/event-stream; charset=utf-8", _HEADERS + _CHUNKED if self._chunked else _HEADERS
+        )
+        self._is_quiet = False  # nothing was sent since the last look
+        self._timer = asyncio.get_running_loop().call_later(self._keepalive_s, self._look)
 
-    def attach(self, transport: asyncio.WriteTransport, *, chunked: bool, keepalive_s: float) -> None:
-        """The headers are out: send what was kept, and from now on everything at once.
-
-        When there is nothing to send for `keepalive_s` (at most twice that), a comment goes out, so that no proxy
-        takes the connection for dead.
-        """
-        self._transport, self._chunked = transport, chunked
-        self._look(keepalive_s)
-        kept, self._kept = b"".join(self._kept), []
-        if kept:
-            self.send(kept)
-
-    def send(self, event: bytes) -> None:
+    def send(self, events: bytes) -> None:
         """Write one or more events."""
+        self._write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
+
+    def finish(self, events: bytes) -> None:
+        """Write the last events."""
+        self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(events), events) if self._chunked else events)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is sent from here. Idempotent."""
+        self._timer.cancel()
+
+    def _write(self, data: bytes) -> None:
         transport = self._transport
-        if transport is None:
-            self._kept.append(event)
-            self.began.set()
-            return
         if transport.is_closing():
             return
-        self._quiet = False
-        framed = b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event
-        transport.write(framed)
+        self._is_quiet = False
+        if self._before:
+            data, self._before = self._before + data, b""
+            self._request.is_answered = True
+        transport.write(data)
         num_buffered = transport.get_write_buffer_size()
         if not num_buffered and self._backlog.empty:
             return  # the socket took it at once, as nearly always
-        reason = self._backlog.wrote(len(framed), num_buffered, time.monotonic())
+        reason = self._backlog.wrote(len(data), num_buffered, time.monotonic())
         if reason is not None:
             _log.warning(
-                "ending a stream whose client does not read", reason=reason, request_id=self._request_id
+                "ending a stream whose client does not read", reason=reason, request_id=self._request.id
             )
             self._on_slow_reader()
             # Its handler is cancelled by the loss of the connection, and that stops the worker.
             transport.abort()
 
-    def close(self) -> None:
-        """Nothing more is sent from here. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self, keepalive_s: float) -> None:
+    def _look(self) -> None:
         """Send a comment if nothing was sent since the last look."""
-        if self._timer is not None and self._quiet:
+        if self._before or self._is_quiet:
             self.send(KEEPALIVE)
-        self._quiet = True
-        self._timer = asyncio.get_running_loop().call_later(keepalive_s, self._look, keepalive_s)
+        self._is_quiet = True
+        self._timer = asyncio.get_running_loop().call_later(self._keepalive_s, self._look)
 
 
 class SseChoice:
@@ -101,9 +113,9 @@ class SseChoice:
         if event:
             self._stream.send(event if self._began else self._first(event))
 
-    def end(self, last_event: bytes) -> None:
-        """Send the choice's last event."""
-        self._stream.send(last_event if self._began else self._first(last_event))
+    def last(self, event: bytes) -> bytes:
+        """The choice's last event, with what must come before it."""
+        return event if self._began else self._first(event)
 
     def _first(self, event: bytes) -> bytes:
         self._began = True
