@@ -21,14 +21,13 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from isal.isal_zlib import crc32
 from tandem.v1 import transfer_pb2 as pb
 
 from tandem_worker.transports.api import BlockSink, Source
 from tandem_worker.transports.connection import SenderConnection
 from tandem_worker.transports.framing import LENGTH, FramingError, frame, read_message_body
 from tandem_worker.transports.incoming import IncomingPayload
-from tandem_worker.transports.payload import PIECE_BYTES, RECORD, Cursor, gather, scatter
+from tandem_worker.transports.payload import PIECE_BYTES, RECORD, Cursor, crc32, gather, scatter
 from tandem_worker.transports.receiver import Receiver
 
 NUM_SLOTS = 8
