@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tandem_common.registry import RegisteredWorker
 from tandem_planner.advisor import Advisor
 from tandem_planner.config import PlannerConfig
 from tandem_planner.observer import Observer
 from tandem_planner.targets import Targets as PlannerTargets
-from tandem_router.bookings import Bookings
-from tandem_router.cluster import Cluster
-from tandem_router.config import RouterConfig
 from tandem_router.index import BlockIndex
-from tandem_router.query import ROUTE_LIMITS, Decision, Query
 
 from tandem_sim.event_loop import EventLoop
 from tandem_sim.measurement import Advice
+from tandem_sim.routers import Router
 from tandem_sim.scenario import Scenario
 from tandem_sim.worker import Worker
 
@@ -35,22 +31,10 @@ class ControlPlane:
         self._control = scenario.control
         self._loop = loop
         self._link_latency_ms = link_latency_ms
-        # The services' own configurations, so that a policy is found by the name that the router knows.
-        config = RouterConfig(
-            redis_url="redis://unused",
-            cluster="simulated",
-            cluster_secret=_UNUSED,
-            policy=scenario.policy,
-            random_seed=scenario.seed,
-            expected_new_tokens=scenario.expected_new_tokens,
-        )
-        self._policy = config.make_policy()
-        self._cluster = Cluster(
-            Bookings(max_age_s=config.booking_max_age_s, max_per_worker=config.max_bookings_per_worker),
-            empty_grace_s=config.registry_grace_s,
-        )
         self._index = BlockIndex()
-        self._turn = 0
+        self.routers = [Router(scenario, loop, self._index) for _ in range(scenario.num_routers)]
+        for router in self.routers:
+            router.meet([other for other in self.routers if other is not router])
         self._registered: dict[str, RegisteredWorker] = {}
         planner = PlannerConfig(
             redis_url="redis://unused",
@@ -86,29 +70,6 @@ class ControlPlane:
             self._loop.every(control.observe_interval_s, self._observe)
             self._loop.every(control.plan_interval_s, self._plan, first_s=control.plan_interval_s)
 
-    def route(
-        self, request_id: str, hashes: Sequence[bytes], sizes: tuple[int, int], excluded: Iterable[str]
-    ) -> Decision:
-        """Choose and book, as the router's Route does; sizes are the known and the asked-for tokens.
-
-        Raises TandemError for a refusal.
-        """
-        num_tokens, max_tokens = sizes
-        query = Query(
-            request_id=request_id,
-            model=self._scenario.model,
-            num_tokens=num_tokens,
-            max_tokens=max_tokens,
-            cached_blocks=self._index.match(hashes),
-            excluded_worker_ids=frozenset(excluded),
-            tie_break=zlib.crc32(request_id.encode()),
-            turn=self._turn,
-        )
-        decision = self._policy.choose(query, self._cluster.view, ROUTE_LIMITS)
-        self._turn += 1
-        self._cluster.book(query, decision, self._loop.now_s)
-        return decision
-
     def cache_changed(self, worker_id: str, removed: Sequence[bytes], stored: Sequence[bytes]) -> None:
         """A worker's KV event, which reaches the index a little later."""
         self._loop.after(
@@ -134,7 +95,9 @@ class ControlPlane:
             pass
 
     def _poll(self) -> None:
-        self._cluster.observe(dict(self._registered), self._loop.now_s)
+        registered = dict(self._registered)
+        for router in self.routers:
+            router.observe(registered)
 
     def _observe(self) -> None:
         self._observer.observe(self._loop.now_s, dict(self._registered))

@@ -23,8 +23,14 @@ class RequestRecord:
     num_attempts: int = 0
     local_prefill: bool = False
     predicted_ttft_s: float = 0.0
+    observed_ttft_s: float = 0.0  # from the router's answer, as the prediction is
+    routed_after_s: float = 0.0  # that it waited in the router
     done: bool = False
     refusal: str = ""
+    refused_after_s: float = 0.0
+    retry_after_s: float = 0.0  # what a refusal says
+    tenant: str = ""
+    is_batch: bool = False
 
     @property
     def ttft_s(self) -> float | None:

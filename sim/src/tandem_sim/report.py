@@ -168,9 +168,9 @@ def _ttfts(records: Sequence[RequestRecord]) -> list[float]:
 
 def _prediction_errors(records: Sequence[RequestRecord]) -> list[float]:
     return [
-        abs(record.predicted_ttft_s - record.ttft_s) / record.ttft_s
+        abs(record.predicted_ttft_s - record.observed_ttft_s) / record.observed_ttft_s
         for record in records
-        if record.num_attempts == 1 and record.predicted_ttft_s > 0 and record.ttft_s
+        if record.num_attempts == 1 and record.predicted_ttft_s > 0 and record.observed_ttft_s > 0
     ]
 
 

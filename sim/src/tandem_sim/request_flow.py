@@ -9,21 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tandem_common.errors import TandemError
-from tandem_common.generation import Generation, SamplingParams, StoppingParams
+from tandem.v1 import generation_pb2
+from tandem.v1 import router_pb2 as pb
+from tandem_common.errors import Overloaded, TandemError
+from tandem_common.generation import Generation, RequestClass, SamplingParams, StoppingParams
 from tandem_common.hashing import block_hashes
 from tandem_engine.api import FirstToken, PrefillMode, PrefillProgress, StepOutput, TokenOutput
 from tandem_load.histogram import LogHistogram
 from tandem_load.traffic import TrafficRequest
+from tandem_router.desk import Started
 
 from tandem_sim.control_plane import ControlPlane
 from tandem_sim.event_loop import EventLoop
 from tandem_sim.measurement import Measurement, RequestRecord
 from tandem_sim.network import TIERS, Links, NetworkTier
+from tandem_sim.routers import Router
 from tandem_sim.scenario import Scenario
 from tandem_sim.worker import Worker
 
 _MAX_ATTEMPTS = 5
+_CLASSES = (generation_pb2.REQUEST_CLASS_INTERACTIVE, generation_pb2.REQUEST_CLASS_BATCH)
+
+OnRefusal = Callable[[Router, pb.RouteQuery, RequestRecord], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +42,8 @@ class _Live:
     record: RequestRecord
     gaps: LogHistogram
     prompt: list[int]
+    router: Router
+    routed_s: float = 0.0
     attempt: int = 0
     excluded: set[str] = field(default_factory=set)
     decode: Worker | None = None
@@ -47,12 +56,19 @@ class RequestFlow:
     """All requests; hears of everything that the engines make known."""
 
     def __init__(
-        self, scenario: Scenario, loop: EventLoop, control_plane: ControlPlane, measurement: Measurement
+        self,
+        scenario: Scenario,
+        loop: EventLoop,
+        control_plane: ControlPlane,
+        measurement: Measurement,
+        on_refusal: OnRefusal | None = None,
     ) -> None:
+        """`on_refusal` hears of every request that was told when to come back."""
         self._scenario = scenario
         self._loop = loop
         self._control_plane = control_plane
         self._measurement = measurement
+        self._on_refusal = on_refusal
         self._workers: Mapping[str, Worker] = {}
         self._links = Links()
         self._live: dict[str, _Live] = {}
@@ -71,6 +87,8 @@ class RequestFlow:
             num_prompt_tokens=traffic.num_prompt_tokens,
             num_output_tokens=traffic.num_output_tokens,
             sent_s=self._loop.now_s,
+            tenant=traffic.tenant,
+            is_batch=traffic.is_batch,
         )
         self._measurement.records.append(record)
         live = _Live(
@@ -79,6 +97,7 @@ class RequestFlow:
             record=record,
             gaps=self._measurement.gaps.setdefault(traffic.label, LogHistogram()),
             prompt=traffic.token_ids(),
+            router=self._router_of(traffic),
         )
         self._live[live.request_id] = live
         self._later(live, self._route)
@@ -140,16 +159,41 @@ class RequestFlow:
         tokens = self._known_tokens(live)
         hashes = block_hashes(self._namespace, tokens, self._scenario.block_size)
         left = live.traffic.num_output_tokens - record.num_tokens
-        asked = max(left, self._scenario.asked_new_tokens - record.num_tokens)
-        try:
-            decision = self._control_plane.route(live.request_id, hashes, (len(tokens), asked), live.excluded)
-        except TandemError as error:
-            self._refuse(live, error.code.name)
+        message = pb.RouteQuery(
+            request_id=live.request_id,
+            model=self._scenario.model,
+            num_tokens=len(tokens),
+            block_hashes=b"".join(hashes),
+            max_tokens=max(left, self._scenario.asked_new_tokens - record.num_tokens),
+            request_class=_CLASSES[live.traffic.is_batch],
+            tenant=live.traffic.tenant,
+            ttft_deadline_ms=round(1e3 * live.traffic.deadline_s),
+            excluded_worker_ids=sorted(live.excluded),
+        )
+        attempt = live.attempt
+
+        def answered(answer: Started | TandemError) -> None:
+            if live.attempt == attempt:
+                self._answered(live, message, answer)
+
+        live.router.route(message, answered)
+
+    def _answered(self, live: _Live, message: pb.RouteQuery, answer: Started | TandemError) -> None:
+        record = live.record
+        if isinstance(answer, TandemError):
+            record.refused_after_s = self._loop.now_s - record.sent_s
+            if isinstance(answer, Overloaded) and answer.retry_after_ms:
+                record.retry_after_s = answer.retry_after_ms / 1e3
+                if self._on_refusal is not None:
+                    self._on_refusal(live.router, message, record)
+            self._refuse(live, answer.code.name)
             return
-        chosen = decision.chosen
+        chosen = answer.decision.chosen
         live.decode = self._workers[chosen.decode.facts.worker_id]
         live.prefill = None if chosen.prefill is None else self._workers[chosen.prefill.facts.worker_id]
-        record.predicted_ttft_s = decision.predicted_ttft_ms / 1e3
+        live.routed_s = self._loop.now_s
+        record.routed_after_s = answer.waited_ms / 1e3
+        record.predicted_ttft_s = answer.decision.predicted_ttft_ms / 1e3
         record.local_prefill = live.prefill is None
         self._later(live, self._submit)
 
@@ -242,6 +286,8 @@ class RequestFlow:
         now_s, record = self._loop.now_s, live.record
         if record.first_token_s is None:
             record.first_token_s = now_s
+            record.observed_ttft_s = now_s - live.routed_s
+            live.router.observe_ttft(1e3 * record.predicted_ttft_s, 1e3 * record.observed_ttft_s)
             record.num_cached_tokens = token.num_cached_tokens or 0
         elif record.last_token_s is not None:
             live.gaps.add(now_s - record.last_token_s)
@@ -288,9 +334,14 @@ class RequestFlow:
             token_ids=tokens,
             num_prompt_tokens=len(live.prompt),
             namespace=self._namespace,
+            request_class=RequestClass.BATCH if live.traffic.is_batch else RequestClass.INTERACTIVE,
             stopping=StoppingParams(max_tokens=live.traffic.num_output_tokens),
             sampling=SamplingParams(seed=live.traffic.own_token),
         )
+
+    def _router_of(self, traffic: TrafficRequest) -> Router:
+        routers = self._control_plane.routers
+        return routers[traffic.index % len(routers)]
 
     def _known_tokens(self, live: _Live) -> list[int]:
         return live.prompt + [live.traffic.own_token] * live.record.num_tokens

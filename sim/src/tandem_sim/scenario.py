@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tandem_sim.hardware import GPUS
 from tandem_sim.models import MODELS
 from tandem_sim.network import TIERS
 
+RouterSetting = str | int | float | tuple[str, ...]
 ROLES = ("prefill", "decode", "both")
 
 
@@ -52,7 +54,8 @@ class Control:
 
     heartbeat_s: float = 0.25
     poll_s: float = 0.25  # between two looks of the router at the registry
-    kv_event_delay_s: float = 0.010  # from a worker's stream to the router's index
+    kv_event_delay_s: float = 0.030  # gathered for 25 ms, then through the stream to the router's index
+    exchange_s: float = 0.005  # until the other routers know a booking
     rpc_s: float = 0.0005  # one call, one way
     fault_detection_s: float = 0.050  # until a broken connection is known
     plan_interval_s: float = 5.0
@@ -74,7 +77,10 @@ class Scenario:
     targets: Targets = Targets()
     control: Control = Control()
     faults: tuple[Fault, ...] = ()
-    expected_new_tokens: int = 256  # what the predictive policy takes an answer to be
+    num_routers: int = 1  # requests take turns
+    router: Mapping[str, RouterSetting] = field(
+        default_factory=dict
+    )  # settings of RouterConfig that are not default
     asked_new_tokens: int = 2048  # clients' max_tokens: the router does not know how long answers will be
     with_planner: bool = True
     give_up_s: float = 600.0  # after the last arrival
@@ -84,6 +90,8 @@ class Scenario:
         _choice("model", self.model, MODELS)
         _choice("network", self.network, TIERS)
         _choice("host_network", self.host_network, TIERS)
+        if self.num_routers < 1:
+            raise ValueError(f"somebody must route: {self.num_routers} routers")
         if not any(group.count and group.role != "prefill" for group in self.workers):
             raise ValueError("nobody decodes: add decode or aggregated workers")
 

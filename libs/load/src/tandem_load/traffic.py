@@ -15,7 +15,8 @@ class TrafficRequest:
     """One request: lengths, and which parts of its prompt others share.
 
     `segments` names the prompt piece by piece, `segment_tokens` each; equal prefixes of segments are equal prefixes
-    of tokens. What they do not cover is shared with nobody. `label` groups requests in reports.
+    of tokens. What they do not cover is shared with nobody. `label` groups requests in reports. `deadline_s` bounds the
+    time to the first token; 0 leaves that to whoever serves.
     """
 
     index: int
@@ -25,6 +26,9 @@ class TrafficRequest:
     segments: Sequence[int] = ()
     segment_tokens: int = 512
     label: str = ""
+    tenant: str = ""
+    is_batch: bool = False
+    deadline_s: float = 0.0
 
     @property
     def own_token(self) -> int:
