@@ -407,6 +407,10 @@ def test_nobody_passes_one_that_lacks_blocks() -> None:
     rig.scheduler.submit(generation("held", range(20)), PrefillMode.HOLD)
     rig.run()
     rig.scheduler.submit(generation("large", range(100, 124), 2))
+    # So much arrives after it that it is due before what comes now.
+    for _ in range(3):
+        rig.scheduler.submit(generation("gone", range(24), 2))
+        rig.scheduler.cancel("gone")
     rig.scheduler.submit(generation("small", range(4), 2))
     rig.scheduler.reserve(generation("remote", range(4), 2))
     rig.step()

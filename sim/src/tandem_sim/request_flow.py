@@ -208,7 +208,12 @@ class RequestFlow:
         decode.accept(live.request_id)
         generation = self._generation(live)
         if live.prefill is None:
-            self._guarded(live, decode, lambda: decode.scheduler.submit(generation, PrefillMode.LOCAL))
+            self._guarded(
+                live,
+                decode,
+                lambda: decode.scheduler.submit(generation, PrefillMode.LOCAL),
+                len(generation.token_ids),
+            )
         else:
             self._guarded(live, decode, lambda: decode.scheduler.reserve(generation))
 
@@ -220,7 +225,12 @@ class RequestFlow:
             return
         prefill.accept(live.request_id)
         generation = self._generation(live)
-        self._guarded(live, prefill, lambda: prefill.scheduler.submit(generation, PrefillMode.HOLD))
+        self._guarded(
+            live,
+            prefill,
+            lambda: prefill.scheduler.submit(generation, PrefillMode.HOLD),
+            len(generation.token_ids),
+        )
 
     def _prefill_here(self, live: _Live) -> None:
         """The prefill worker failed: exact, never an error to the client."""
@@ -306,7 +316,9 @@ class RequestFlow:
         del self._live[live.request_id]
         self.num_over += 1
 
-    def _guarded(self, live: _Live, worker: Worker, command: Callable[[], None]) -> None:
+    def _guarded(
+        self, live: _Live, worker: Worker, command: Callable[[], None], num_prompt_tokens: int = 0
+    ) -> None:
         """A command for an engine, dropped when the attempt is over by then; what it refuses ends the request."""
         attempt = live.attempt
 
@@ -318,7 +330,7 @@ class RequestFlow:
             except TandemError as error:
                 self._refuse(live, error.code.name)
 
-        worker.command(run)
+        worker.command(run, num_prompt_tokens)
 
     def _cancel(self, worker: Worker, live: _Live) -> None:
         request_id = live.request_id

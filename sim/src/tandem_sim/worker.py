@@ -75,16 +75,19 @@ class Worker:
         self._listener = listener
         self._fitter = SpeedFitter()
         self._links: dict[str, float] = {}
-        self._inbox: list[Callable[[], None]] = []
+        self._inbox: list[tuple[Callable[[], None], int]] = []
         self._stepping = False
         self._accepted: deque[tuple[str, int]] = deque()  # with the first beat that tells of it
         self._num_beats = 0
 
-    def command(self, command: Callable[[], None]) -> None:
-        """Run it between two steps: now, if the engine is idle. A dead worker does nothing."""
+    def command(self, command: Callable[[], None], num_prompt_tokens: int = 0) -> None:
+        """Run it between two steps: now, if the engine is idle. A dead worker does nothing.
+
+        `num_prompt_tokens` of a prompt to be computed here count as queued until then.
+        """
         if not self.alive:
             return
-        self._inbox.append(command)
+        self._inbox.append((command, num_prompt_tokens))
         if not self._stepping:
             self._advance()
 
@@ -109,7 +112,7 @@ class Worker:
         self._num_beats += 1
         while self._accepted and self._accepted[0][1] <= self._num_beats - _REPEATED_BEATS:
             self._accepted.popleft()
-        held = take_snapshot(self.scheduler)
+        held = take_snapshot(self.scheduler, [tokens for _, tokens in self._inbox if tokens])
         prefill, decode = self._fitter.prefill, self._fitter.decode
         return pb.WorkerBeat(
             worker_id=self.spec.worker_id,
@@ -118,6 +121,9 @@ class Worker:
             num_running=held.num_running,
             num_waiting=held.num_waiting,
             queued_prefill_tokens=held.queued_prefill_tokens,
+            queued_prefill_context=held.queued_prefill_context,
+            num_reserved=held.num_reserved,
+            reserved_tokens=held.reserved_tokens,
             decode_kv_tokens=held.decode_kv_tokens,
             num_decoding=held.num_decoding,
             num_used_blocks=held.num_used_blocks,
@@ -142,7 +148,7 @@ class Worker:
             commands, self._inbox = self._inbox, []
             # Commands of commands wait until those before them have run.
             self._stepping = True
-            for command in commands:
+            for command, _ in commands:
                 command()
             self._stepping = False
         batch = self.scheduler.schedule()

@@ -57,6 +57,17 @@ def _is_valid(a_ms: float, b_ms: float, c_ms: float) -> bool:
     return all(math.isfinite(value) and value >= 0.0 for value in (a_ms, b_ms, c_ms))
 
 
+def prompt_token_context(num_tokens: int, num_context_tokens: int, max_step_tokens: int) -> int:
+    """Sum over a prompt's steps of tokens · context: the context grows by one full step each time."""
+    num_full, rest = divmod(num_tokens, max_step_tokens)
+    full_tokens = num_full * max_step_tokens
+    return (
+        full_tokens * num_context_tokens
+        + max_step_tokens * max_step_tokens * (num_full * (num_full - 1) // 2)
+        + rest * (num_context_tokens + full_tokens)
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefillSpeed:
     """Time of a prefill step: a_ms + b_ms · tokens + c_ms · tokens · context tokens before them."""
@@ -77,15 +88,8 @@ class PrefillSpeed:
         """
         if num_tokens <= 0:
             return 0.0
-        num_full, rest = divmod(num_tokens, max_step_tokens)
-        num_steps = num_full + (rest > 0)
-        full_tokens = num_full * max_step_tokens
-        # Sum over steps of tokens · context: the context grows by one full step each time.
-        token_context = (
-            full_tokens * num_context_tokens
-            + max_step_tokens * max_step_tokens * (num_full * (num_full - 1) // 2)
-            + rest * (num_context_tokens + full_tokens)
-        )
+        num_steps = -(-num_tokens // max_step_tokens)
+        token_context = prompt_token_context(num_tokens, num_context_tokens, max_step_tokens)
         return self.a_ms * num_steps + self.b_ms * num_tokens + self.c_ms * token_context
 
     def to_proto(self) -> cluster_pb2.PrefillSpeed:

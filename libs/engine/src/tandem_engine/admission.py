@@ -5,21 +5,21 @@ from __future__ import annotations
 from tandem_common.generation import RequestClass
 
 from tandem_engine.block_pool import BlockPool, CacheEntry
-from tandem_engine.seniority_list import SeniorityList
+from tandem_engine.seniority_list import SeniorityList, by_turn
 from tandem_engine.sequence import Phase, Sequence
 
 
 class Admission:
     """The waiting sequences of one engine. `running` is the scheduler's list, read and added to here.
 
-    Two lines: `waiting` needs blocks, a place in the batch and tokens of the step; `reserving` needs blocks only,
-    since another worker computes them. Who is refused blocks holds up all that are junior, in both lines, so that a
-    large request is not overtaken for ever by small ones.
+    Two lines, each in the order of turns: `waiting` needs blocks, a place in the batch and tokens of the step;
+    `reserving` needs blocks only, since another worker computes them. Who is refused blocks holds up all that come
+    after it, in both lines, so that a large request is not overtaken for ever by small ones.
     """
 
     def __init__(self, pool: BlockPool, running: SeniorityList, num_places: int) -> None:
-        self.waiting = SeniorityList()
-        self.reserving = SeniorityList()
+        self.waiting = SeniorityList(by_turn)
+        self.reserving = SeniorityList(by_turn)
         self._pool = pool
         self._running = running
         self._num_places = num_places
@@ -48,7 +48,7 @@ class Admission:
             local, remote = self.waiting.first, self.reserving.first
             if local is not None and not self._can_compute(local, num_step_tokens):
                 local = None  # it lacks a place or tokens, not blocks: reservations may pass
-            if remote is not None and (local is None or remote.seniority < local.seniority):
+            if remote is not None and (local is None or remote.turn < local.turn):
                 if not self._open(remote):
                     return reserved
                 self.reserving.remove(remote)
@@ -69,7 +69,7 @@ class Admission:
         Empty when it has room, or when even all of them would not be enough.
         """
         heads = [line.first for line in (self.waiting, self.reserving) if line.first is not None]
-        head = min(heads, key=lambda sequence: sequence.seniority, default=None)
+        head = min(heads, key=by_turn, default=None)
         if head is None or _is_batch(head) or not self._running or not _is_batch(self._running[-1]):
             return []
         num_victims = 0
@@ -93,7 +93,7 @@ class Admission:
             return False
         backlog = 0
         for other in self._running:
-            if other.phase is Phase.PREFILLING and other.seniority < sequence.seniority:
+            if other.phase is Phase.PREFILLING and other.turn < sequence.turn:
                 backlog += other.num_uncomputed_tokens
         return backlog < num_step_tokens
 

@@ -135,6 +135,9 @@ class EngineSnapshot:
     num_running: int = 0  # sequences in the batch
     num_waiting: int = 0
     queued_prefill_tokens: int = 0  # accepted and not yet computed
+    queued_prefill_context: int = 0  # sum over those of the tokens before the step that computes each
+    num_reserved: int = 0  # sequences with blocks here whose prompts other workers compute
+    reserved_tokens: int = 0  # known tokens of those
     num_decoding: int = 0
     decode_kv_tokens: int = 0
     num_used_blocks: int = 0  # held by requests

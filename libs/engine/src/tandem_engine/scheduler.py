@@ -1,14 +1,18 @@
 """What runs next: continuous batching with chunked prefill over a pool of blocks. Pure: no clock, no threads.
 
 The loop of an engine is `schedule` → execute → `postprocess`; in between, nothing else may be called. Who goes
-first is decided by seniority alone (class, then arrival):
+first is decided by seniority (class, then arrival), for prompts by their turns:
 
 1. Each decoding sequence computes one token. When blocks run out, the most junior running sequence gives its
    blocks back and waits again; it will recompute what it knew (its prompt and the tokens that it already
    reported), so nothing is drawn twice. No sequence displaces a more senior one, so one always advances.
-2. Those that wait get the blocks for all their known tokens at once, or wait on and hold up all that are junior
-   to them. A waiting interactive sequence takes blocks and places from running batch sequences.
+2. Those that wait get the blocks for all their known tokens at once, or wait on and hold up all that come after
+   them. A waiting interactive sequence takes blocks and places from running batch sequences.
 3. What is left of the step's tokens goes to chunks of prompts.
+
+Prompts take turns by when they are due: when three times their own length has arrived, counted in tokens from before
+themselves. So a short prompt need not wait for a long one that is being computed, between whose chunks it fits, and a
+long one is overtaken by at most twice its own length.
 """
 
 from __future__ import annotations
@@ -34,10 +38,12 @@ from tandem_engine.block_pool import BlockPool
 from tandem_engine.block_table import BlockTable
 from tandem_engine.integrity import require
 from tandem_engine.loans import Loans
-from tandem_engine.seniority_list import SeniorityList
+from tandem_engine.seniority_list import SeniorityList, by_turn
 from tandem_engine.sequence import Phase, Sequence, make_sequence
 
 _RETRY_AFTER_MS = 1000
+# Prompts are due when this many times their own length has arrived after them, counted in tokens.
+_PATIENCE = 3
 
 
 class Scheduler:
@@ -57,12 +63,18 @@ class Scheduler:
         # Each has a token in every step, so that junior decodes cannot starve a senior prompt.
         self._num_places = min(info.max_sequences, info.max_step_tokens)
         self._num_arrivals = 0
+        self._num_known_tokens = 0  # of all that ever arrived
         self._sequences: dict[str, Sequence] = {}
         # Prefilling or decoding. Activated ones may exceed the places: the most junior then pause.
         self._running = SeniorityList()
         self._admission = Admission(pool, self._running, self._num_places)
         self._granted: list[Sequence] = []
         self._scheduled: list[Sequence] = []  # rows of the batch that is being executed
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens that one step computes at most."""
+        return self._info.max_step_tokens
 
     def submit(self, generation: Generation, prefill: PrefillMode = PrefillMode.LOCAL) -> None:
         """Queue a request to be computed here; InvalidRequest, Conflict or Overloaded when it cannot be."""
@@ -173,8 +185,8 @@ class Scheduler:
                 require(phase in phases, f"{name} is {phase.value}, which is not where it is listed")
                 sequence.check_integrity(self.pool.block_size)
         for line in (self._admission.waiting, self._admission.reserving, self._running):
-            seniorities = [sequence.seniority for sequence in line]
-            require(seniorities == sorted(set(seniorities)), "a list is not in the order of seniority")
+            keys = [line.key(sequence) for sequence in line]
+            require(keys == sorted(set(keys)), "a list is not in its order")
         tables = [sequence.table.block_ids for sequence in self._sequences.values()]
         self.pool.check_integrity([*tables, *self.loans.tables()])
 
@@ -188,10 +200,11 @@ class Scheduler:
             vocab_size=self._info.vocab_size, max_context_tokens=self._info.max_context_tokens
         )
         self._num_arrivals += 1
+        num_tokens = len(generation.token_ids)
+        order = (self._num_arrivals, self._num_known_tokens + _PATIENCE * num_tokens)
+        self._num_known_tokens += num_tokens
         table = BlockTable(self.pool, generation.namespace)
-        sequence = make_sequence(
-            generation, prefill, table, self._num_arrivals, self._info.max_context_tokens
-        )
+        sequence = make_sequence(generation, prefill, table, order, self._info.max_context_tokens)
         self._sequences[sequence.request_id] = sequence
         self._admission.add(sequence)
 
@@ -217,11 +230,13 @@ class Scheduler:
 
     def _chunk_rows(self, num_step_tokens: int) -> list[ScheduledSequence]:
         rows: list[ScheduledSequence] = []
-        for sequence in self._running[: self._num_places]:
-            if sequence.phase is Phase.PREFILLING and num_step_tokens > 0:
-                num_new_tokens = min(sequence.num_uncomputed_tokens, num_step_tokens)
-                num_step_tokens -= num_new_tokens
-                rows.append(self._row(sequence, num_new_tokens))
+        placed = self._running[: self._num_places]
+        for sequence in sorted((s for s in placed if s.phase is Phase.PREFILLING), key=by_turn):
+            if num_step_tokens <= 0:
+                break
+            num_new_tokens = min(sequence.num_uncomputed_tokens, num_step_tokens)
+            num_step_tokens -= num_new_tokens
+            rows.append(self._row(sequence, num_new_tokens))
         return rows
 
     def _row(self, sequence: Sequence, num_new_tokens: int) -> ScheduledSequence:

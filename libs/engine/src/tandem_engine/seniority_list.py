@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import overload
 
-from tandem_engine.sequence import Seniority, Sequence
+from tandem_engine.sequence import Sequence
 
 
-def _seniority(sequence: Sequence) -> Seniority:
+def by_seniority(sequence: Sequence) -> tuple[int, ...]:
+    """Interactive before batch, then by arrival."""
     return sequence.seniority
 
 
-class SeniorityList:
-    """Sequences ordered by seniority: interactive before batch, then by arrival."""
+def by_turn(sequence: Sequence) -> tuple[int, ...]:
+    """Interactive before batch, then as prompts are due."""
+    return sequence.turn
 
-    def __init__(self) -> None:
+
+class SeniorityList:
+    """Sequences ordered by a key that no two of them share and that never changes."""
+
+    def __init__(self, key: Callable[[Sequence], tuple[int, ...]] = by_seniority) -> None:
+        self.key = key
         self._sequences: list[Sequence] = []
 
     def __len__(self) -> int:
@@ -39,16 +46,16 @@ class SeniorityList:
 
     @property
     def first(self) -> Sequence | None:
-        """The most senior."""
+        """Who goes first."""
         return self._sequences[0] if self._sequences else None
 
     def add(self, sequence: Sequence) -> None:
-        """Put it where its seniority belongs."""
-        insort(self._sequences, sequence, key=_seniority)
+        """Put it where it belongs."""
+        insort(self._sequences, sequence, key=self.key)
 
     def remove(self, sequence: Sequence) -> None:
         """Take it out; ValueError when it is not there."""
-        index = bisect_left(self._sequences, sequence.seniority, key=_seniority)
+        index = bisect_left(self._sequences, self.key(sequence), key=self.key)
         if index == len(self._sequences) or self._sequences[index] is not sequence:
             raise ValueError(f"{sequence.request_id} is not in this list")
         del self._sequences[index]

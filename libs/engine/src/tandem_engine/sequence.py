@@ -14,6 +14,8 @@ from tandem_engine.integrity import require
 
 # Class first (interactive before batch), then arrival: smaller is more senior.
 Seniority = tuple[int, int]
+# Class first, then how soon its prompt is due, then arrival: see `scheduler`.
+Turn = tuple[int, int, int]
 
 
 class Phase(enum.Enum):
@@ -28,7 +30,7 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """Tokens, blocks and phase of one request. Compared by identity; ordered by seniority.
+    """Tokens, blocks and phase of one request. Compared by identity; ordered by seniority, prompts by their turn.
 
     `num_computed_tokens` counts tokens whose keys and values are in the blocks. A token that was just drawn is
     known but not computed, so a decoding sequence always has exactly one token to compute.
@@ -36,6 +38,7 @@ class Sequence:
 
     request_id: str
     seniority: Seniority
+    turn: Turn
     request_class: RequestClass
     prefill: PrefillMode
     is_remote: bool  # its prompt is computed by another worker, into blocks reserved here
@@ -118,15 +121,20 @@ def make_sequence(
     generation: Generation,
     prefill: PrefillMode | None,
     table: BlockTable,
-    arrival: int,
+    order: tuple[int, int],
     max_context_tokens: int,
 ) -> Sequence:
-    """A waiting sequence. Without a `prefill` mode its prompt is computed by another worker."""
+    """A waiting sequence; `order` is how many came before, and how soon its prompt is due.
+
+    Without a `prefill` mode its prompt is computed by another worker.
+    """
+    arrival, due = order
     # The last token drawn needs no room in the context.
     room = max(1, max_context_tokens - generation.num_prompt_tokens)
     return Sequence(
         request_id=generation.request_id,
         seniority=(generation.request_class.value, arrival),
+        turn=(generation.request_class.value, due, arrival),
         request_class=generation.request_class,
         prefill=prefill or PrefillMode.LOCAL,
         is_remote=prefill is None,

@@ -37,6 +37,7 @@ _MAX_PER_ENTRY = 256
 _GATHER_S = 0.001
 _BACKOFF_S = 0.5
 _MAX_TOKENS = 2**40
+_MAX_CONTEXT = 2**60
 _MAX_OTHERS = 15
 _SETTLE_S = 0.1  # the stream takes milliseconds; if not, it tells nothing that is worth waiting for
 
@@ -83,6 +84,7 @@ class BookingExchange:
                 num_sequences=booking.load.num_sequences,
                 num_prefilling=booking.load.num_prefilling,
                 queued_prefill_tokens=booking.load.queued_prefill_tokens,
+                queued_prefill_context=booking.load.queued_prefill_context,
                 decode_kv_tokens=booking.load.decode_kv_tokens,
                 num_blocks=booking.load.num_blocks,
             )
@@ -195,6 +197,7 @@ def _booking(load: pb.BookedLoad, now_s: float) -> Booking:
             num_sequences=load.num_sequences,
             num_prefilling=load.num_prefilling,
             queued_prefill_tokens=min(load.queued_prefill_tokens, _MAX_TOKENS),
+            queued_prefill_context=min(load.queued_prefill_context, _MAX_CONTEXT),
             decode_kv_tokens=min(load.decode_kv_tokens, _MAX_TOKENS),
             num_blocks=load.num_blocks,
         ),

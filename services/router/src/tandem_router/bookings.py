@@ -13,6 +13,7 @@ class BookedLoad:
     num_sequences: int = 0
     num_prefilling: int = 0
     queued_prefill_tokens: int = 0
+    queued_prefill_context: int = 0  # see WorkerLoad
     decode_kv_tokens: int = 0
     num_blocks: int = 0
 
@@ -22,6 +23,7 @@ class BookedLoad:
             num_sequences=count * self.num_sequences,
             num_prefilling=count * self.num_prefilling,
             queued_prefill_tokens=count * self.queued_prefill_tokens,
+            queued_prefill_context=count * self.queued_prefill_context,
             decode_kv_tokens=count * self.decode_kv_tokens,
             num_blocks=count * self.num_blocks,
         )
@@ -32,6 +34,7 @@ class BookedLoad:
             num_sequences=self.num_sequences + other.num_sequences,
             num_prefilling=self.num_prefilling + other.num_prefilling,
             queued_prefill_tokens=self.queued_prefill_tokens + other.queued_prefill_tokens,
+            queued_prefill_context=self.queued_prefill_context + other.queued_prefill_context,
             decode_kv_tokens=self.decode_kv_tokens + other.decode_kv_tokens,
             num_blocks=self.num_blocks + other.num_blocks,
         )

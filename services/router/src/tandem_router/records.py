@@ -53,11 +53,12 @@ def load_from_beat(beat: pb.WorkerBeat | None, booked: BookedLoad) -> WorkerLoad
     beat = beat or pb.WorkerBeat()
     num_prefilling = max(0, beat.num_running - beat.num_decoding) + beat.num_waiting
     return WorkerLoad(
-        num_sequences=beat.num_running + beat.num_waiting + booked.num_sequences,
+        num_sequences=beat.num_running + beat.num_waiting + beat.num_reserved + booked.num_sequences,
         num_decoding=beat.num_decoding,
-        decode_kv_tokens=beat.decode_kv_tokens + booked.decode_kv_tokens,
+        decode_kv_tokens=beat.decode_kv_tokens + beat.reserved_tokens + booked.decode_kv_tokens,
         num_prefilling=num_prefilling + booked.num_prefilling,
         queued_prefill_tokens=beat.queued_prefill_tokens + booked.queued_prefill_tokens,
+        queued_prefill_context=beat.queued_prefill_context + booked.queued_prefill_context,
         num_used_blocks=beat.num_used_blocks + booked.num_blocks,
         num_cached_blocks=beat.num_cached_blocks,
     )

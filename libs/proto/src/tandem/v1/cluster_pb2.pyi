@@ -366,6 +366,9 @@ class WorkerBeat(_message.Message):
     DECODE_SPEED_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     ACCEPTED_REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    QUEUED_PREFILL_CONTEXT_FIELD_NUMBER: _builtins.int
+    NUM_RESERVED_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     epoch: _builtins.int
     sequence: _builtins.int
@@ -381,6 +384,11 @@ class WorkerBeat(_message.Message):
     num_used_blocks: _builtins.int
     """Blocks in use by requests; blocks that only the prefix cache holds count as free."""
     num_cached_blocks: _builtins.int
+    queued_prefill_context: _builtins.int
+    """Sum over the queued prompt tokens of how many tokens are before the step that computes each."""
+    num_reserved: _builtins.int
+    """Sequences that have their blocks while another worker computes their prompts, and the tokens of those."""
+    reserved_tokens: _builtins.int
     @_builtins.property
     def prefill_speed(self) -> Global___PrefillSpeed: ...
     @_builtins.property
@@ -408,10 +416,13 @@ class WorkerBeat(_message.Message):
         decode_speed: Global___DecodeSpeed | None = ...,
         links: _abc.Iterable[Global___LinkSpeed] | None = ...,
         accepted_request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        queued_prefill_context: _builtins.int = ...,
+        num_reserved: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "decode_speed", b"decode_speed", "prefill_speed", b"prefill_speed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "accepted_request_ids", b"accepted_request_ids", "decode_kv_tokens", b"decode_kv_tokens", "decode_speed", b"decode_speed", "epoch", b"epoch", "links", b"links", "num_cached_blocks", b"num_cached_blocks", "num_decoding", b"num_decoding", "num_running", b"num_running", "num_used_blocks", b"num_used_blocks", "num_waiting", b"num_waiting", "prefill_speed", b"prefill_speed", "queued_prefill_tokens", b"queued_prefill_tokens", "sequence", b"sequence", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "accepted_request_ids", b"accepted_request_ids", "decode_kv_tokens", b"decode_kv_tokens", "decode_speed", b"decode_speed", "epoch", b"epoch", "links", b"links", "num_cached_blocks", b"num_cached_blocks", "num_decoding", b"num_decoding", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_used_blocks", b"num_used_blocks", "num_waiting", b"num_waiting", "prefill_speed", b"prefill_speed", "queued_prefill_context", b"queued_prefill_context", "queued_prefill_tokens", b"queued_prefill_tokens", "reserved_tokens", b"reserved_tokens", "sequence", b"sequence", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_speed: _TypeAlias = _typing.Literal["decode_speed"]  # noqa: Y015
     _WhichOneofArgType__decode_speed: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed"]  # noqa: Y015
@@ -594,6 +605,7 @@ class BookedLoad(_message.Message):
     QUEUED_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     DECODE_KV_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    QUEUED_PREFILL_CONTEXT_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     epoch: _builtins.int
     num_sequences: _builtins.int
@@ -601,6 +613,7 @@ class BookedLoad(_message.Message):
     queued_prefill_tokens: _builtins.int
     decode_kv_tokens: _builtins.int
     num_blocks: _builtins.int
+    queued_prefill_context: _builtins.int
     def __init__(
         self,
         *,
@@ -611,10 +624,11 @@ class BookedLoad(_message.Message):
         queued_prefill_tokens: _builtins.int = ...,
         decode_kv_tokens: _builtins.int = ...,
         num_blocks: _builtins.int = ...,
+        queued_prefill_context: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_kv_tokens", b"decode_kv_tokens", "epoch", b"epoch", "num_blocks", b"num_blocks", "num_prefilling", b"num_prefilling", "num_sequences", b"num_sequences", "queued_prefill_tokens", b"queued_prefill_tokens", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_kv_tokens", b"decode_kv_tokens", "epoch", b"epoch", "num_blocks", b"num_blocks", "num_prefilling", b"num_prefilling", "num_sequences", b"num_sequences", "queued_prefill_context", b"queued_prefill_context", "queued_prefill_tokens", b"queued_prefill_tokens", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
