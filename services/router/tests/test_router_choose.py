@@ -341,7 +341,7 @@ def test_with_many_workers_it_is_dearer_by_at_most_one_shipping_term(
 @given(views(max_workers=7), QUERIES)
 def test_the_bound_that_prunes_is_never_above_what_shipping_costs(view: ClusterView, query: Query) -> None:
     eligible = eligible_workers(query, view)
-    pricing = pricing_for(eligible, 256)
+    pricing = pricing_for(eligible, MillisecondPricing(expected_new_tokens=256))
     sides = [(worker, pricing.prefill_side(worker, query)) for worker in eligible.prefill]
     for decode in eligible.decode:
         partners = [s for s in sides if s[0].facts.formats.keys() & decode.facts.formats.keys()]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from router_fakes import DECODE_SPEED, PREFILL_SPEED, busy, make_facts, queued
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
@@ -22,10 +24,8 @@ QUADRATIC = PrefillSpeed(a_ms=0.0, b_ms=0.0, c_ms=0.001, num_samples=9)
         (queued(512), LINEAR, 0.0, 10 + 256),
         (queued(513), LINEAR, 0.0, 20 + 256.5),
         (queued(1024), LINEAR, 7.0, 20 + 512 + 14),
-        # Two prompts of 100: each token is taken to see 50 before it.
-        (queued(200, num_prompts=2), QUADRATIC, 0.0, 200 * 50 * 0.001),
-        # Tokens that no prompt is known for count as those of one.
-        (queued(200, num_prompts=0), QUADRATIC, 0.0, 200 * 100 * 0.001),
+        # What is before the queued tokens is counted by those who hold them.
+        (replace(queued(200), queued_prefill_context=9000), QUADRATIC, 0.0, 9000 * 0.001),
     ],
 )
 def test_the_queue_costs_the_steps_of_all_prompts_ahead(

@@ -56,7 +56,7 @@ class Weighed(NamedTuple):
 def weigh(query: Query, eligible: Eligible, pricing: Pricing, limits: Limits) -> Weighed:
     """Price local prefill on every decode worker and the pairs, as far as they may be the cheapest."""
     prefill_sides = [
-        _PrefillSide(worker, terms, terms.queue + terms.prefill + terms.stall)
+        _PrefillSide(worker, terms, terms.total)
         for worker in rotated(eligible.prefill, query.tie_break)
         for terms in (pricing.prefill_side(worker, query),)
     ]
@@ -96,7 +96,7 @@ class _Search:
         """Weigh computing the prompt on the decode worker itself."""
         if not self._hopeless(decode.total):
             terms = self._pricing.prefill_side(decode.worker, self._query)
-            local = _PrefillSide(decode.worker, terms, terms.queue + terms.prefill + terms.stall)
+            local = _PrefillSide(decode.worker, terms, terms.total)
             self._add(_Weighed(local.total + decode.total, 0.0, local, decode))
 
     def visit_pairs(self, key: FormatKey, decode_sides: Sequence[_DecodeSide]) -> None:
@@ -171,7 +171,7 @@ def _labels(worker: WorkerView) -> list[tuple[str, str]]:
 def candidate_of(query: Query, pricing: Pricing, prefill: WorkerView | None, decode: WorkerView) -> Candidate:
     """One candidate with all its terms; without `prefill` the prompt is computed where it is decoded."""
     terms = pricing.prefill_side(prefill or decode, query)
-    side = _PrefillSide(prefill or decode, terms, terms.queue + terms.prefill + terms.stall)
+    side = _PrefillSide(prefill or decode, terms, terms.total)
     decode_side_terms = pricing.decode_side(decode, query)
     total = decode_side_terms.room + decode_side_terms.decode + decode_side_terms.neighbours
     ship = pricing.ship(prefill, terms, decode, query) if prefill is not None else 0.0
@@ -189,6 +189,7 @@ def _candidate(item: _Weighed, query: Query) -> Candidate:
         "room": decode.terms.room,
         "decode": decode.terms.decode,
         "stall": computing.terms.stall,
+        "followers": computing.terms.followers,
         "neighbours": decode.terms.neighbours,
     }
     return Candidate(

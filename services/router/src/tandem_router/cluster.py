@@ -7,12 +7,14 @@ from dataclasses import replace
 
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.registry import RegisteredWorker
+from tandem_common.speed import prompt_token_context
 
 from tandem_router.bookings import BookedLoad, Booking, Bookings
+from tandem_router.crowding import PromptTraffic
 from tandem_router.query import Decision, Query
 from tandem_router.records import facts_from_card, links_from_beat, load_from_beat, speeds_from_beat
 from tandem_router.speeds import with_borrowed_speeds
-from tandem_router.view import ClusterView, WorkerFacts, WorkerView
+from tandem_router.view import ClusterView, WorkerFacts, WorkerRole, WorkerView
 
 # No request id begins so.
 _ALIKE = "alike:"
@@ -32,6 +34,7 @@ class Cluster:
         self._registered: Mapping[str, RegisteredWorker] = {}
         self._facts: dict[str, WorkerFacts] = {}
         self._worker_views: dict[str, WorkerView] = {}  # as registered, with speeds of their own only
+        self._traffic: dict[str, PromptTraffic] = {}
         self._view = ClusterView()
 
     @property
@@ -68,8 +71,13 @@ class Cluster:
             views[worker_id] = view
         self._registered, self._facts, self._worker_views = registered, facts, views
         pools = ClusterView.of(views.values()).pools
+        self._traffic = {model: traffic for model, traffic in self._traffic.items() if model in pools}
         self._view = ClusterView(
-            pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()}
+            pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()},
+            crowding_per_ms={
+                model: traffic.crowding_per_ms(now_s, _num_computing(pools[model]))
+                for model, traffic in self._traffic.items()
+            },
         )
 
     def book(self, query: Query, decision: Decision, now_s: float) -> list[Booking]:
@@ -80,6 +88,9 @@ class Cluster:
             for worker, load in booked_loads(query, decision)
         ]
         self.bookings.add(query.request_id, bookings)
+        self._traffic.setdefault(query.model, PromptTraffic()).add(
+            now_s, decision.chosen.terms.get("prefill") if decision.unit == "ms" else None
+        )
         changed.update(booking.worker_id for booking in bookings)
         self._refresh_loads(query.model, changed)
         return bookings
@@ -94,6 +105,8 @@ class Cluster:
             known = [b for b in bookings if (f := self._facts.get(b.worker_id)) and f.epoch == b.epoch]
             changed |= self.bookings.withdraw(request_id) if self.bookings.has(request_id) else set()
             self.bookings.add(request_id, known)
+            for booking in known[:1]:
+                self._traffic.setdefault(model, PromptTraffic()).add(booking.time_s)
             changed.update(booking.worker_id for booking in known)
         self._refresh_loads(model, changed)
 
@@ -135,6 +148,11 @@ class Cluster:
         return registered
 
 
+def _num_computing(pool: Sequence[WorkerView]) -> int:
+    """Workers that prompts are sent to in the first place."""
+    return sum(worker.facts.role is not WorkerRole.DECODE for worker in pool) or len(pool)
+
+
 def booked_loads(query: Query, decision: Decision) -> list[tuple[WorkerView, BookedLoad]]:
     """What a decision adds to its worker or workers."""
     chosen = decision.chosen
@@ -144,6 +162,9 @@ def booked_loads(query: Query, decision: Decision) -> list[tuple[WorkerView, Boo
         num_sequences=1,
         num_prefilling=1,
         queued_prefill_tokens=num_uncached,
+        queued_prefill_context=prompt_token_context(
+            num_uncached, chosen.predicted_cached_tokens, computing.max_step_tokens
+        ),
         num_blocks=computing.blocks_of(query.num_tokens),
     )
     if chosen.prefill is None:

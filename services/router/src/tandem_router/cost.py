@@ -8,6 +8,7 @@ The cost is the delay that the request will see until its expected end, plus the
     room        until the decode worker has a place and blocks for it           }
     decode      its own expected steps
     stall       what computing its prompt takes from sequences that decode on the same worker
+    followers   what computing its prompt takes from prompts that will come after it
     neighbours  what its expected steps add to the steps of the sequences that it decodes with
 
 Each term belongs to one side of a pair, `ship` alone to both: that makes the search in `search` cheap.
@@ -31,7 +32,13 @@ class PrefillTerms(NamedTuple):
     queue: float
     prefill: float
     stall: float
+    followers: float
     num_steps: int  # engine steps that the prompt takes
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.queue + self.prefill + self.stall + self.followers
 
 
 class DecodeTerms(NamedTuple):
@@ -55,18 +62,25 @@ def interleaved_ms(speed: DecodeSpeed | None, load: WorkerLoad) -> float:
 
 
 def queue_ms(facts: WorkerFacts, load: WorkerLoad, speed: PrefillSpeed, interleaved: float) -> float:
-    """Until the prompts that were there first are computed.
-
-    Beats tell how many tokens and prompts wait, not their contexts: each token is taken to see half of the mean
-    rest of a prompt.
-    """
+    """Until the prompts that were there first are computed."""
     num_tokens = load.queued_prefill_tokens
     if not num_tokens:
         return 0.0
     num_steps = -(-num_tokens // prompt_tokens_per_step(facts, load))
-    mean_context = num_tokens / max(1, load.num_prefilling) / 2
-    computing = num_steps * speed.a_ms + num_tokens * (speed.b_ms + speed.c_ms * mean_context)
+    computing = num_steps * speed.a_ms + num_tokens * speed.b_ms + load.queued_prefill_context * speed.c_ms
     return computing + num_steps * interleaved
+
+
+def followers_ms(queue: float, own: float, crowding_per_ms: float) -> float:
+    """What `own` work behind a `queue` takes from those that come after it while the worker is busy.
+
+    In an M/G/1 queue with arrivals at rate λ and utilisation ρ, work u that is there delays those to come by
+    λ·u²/(2(1 − ρ)) in all; `crowding_per_ms` is λ/(1 − ρ), and the term the difference that the own work makes. It is
+    why a long prompt belongs on a fast worker although a slow one is free, and a short one may go to the slow one.
+    Source: Hyytiä, Penttinen, Aalto, "Size- and state-aware dispatching problem with queue-specific job sizes",
+    European Journal of Operational Research (2012).
+    """
+    return crowding_per_ms * own * (queue + own / 2)
 
 
 def neighbours_of(facts: WorkerFacts, load: WorkerLoad) -> int:
@@ -113,6 +127,7 @@ def prefill_terms(
     prefill: PrefillSpeed,
     decode: DecodeSpeed | None,
     tokens: tuple[int, int],
+    crowding_per_ms: float = 0.0,
 ) -> PrefillTerms:
     """Terms of computing `tokens` = (uncached, cached) of a prompt on this worker.
 
@@ -123,10 +138,13 @@ def prefill_terms(
     alone = prefill.predict_prompt_ms(num_uncached, num_cached, per_step)
     num_steps = -(-num_uncached // per_step)
     interleaved = interleaved_ms(decode, load)
+    queue = queue_ms(facts, load, prefill, interleaved)
+    own = alone + num_steps * interleaved
     return PrefillTerms(
-        queue_ms(facts, load, prefill, interleaved),
-        alone + num_steps * interleaved,
+        queue,
+        own,
         (alone - num_steps * prefill.a_ms) * neighbours_of(facts, load),
+        followers_ms(queue, own, crowding_per_ms),
         num_steps,
     )
 

@@ -48,6 +48,7 @@ class MillisecondPricing:
     """Predicted milliseconds; every worker that is priced must have speeds."""
 
     expected_new_tokens: int  # of an answer, if the request allows that many
+    crowding_per_ms: float = 0.0  # see `cost.followers_ms`
 
     @property
     def unit(self) -> str:
@@ -61,7 +62,9 @@ class MillisecondPricing:
             raise ValueError(f"{worker.facts.worker_id} has no prefill speed")
         num_cached = query.cached_at(worker) * worker.facts.block_size
         tokens = (query.num_tokens - num_cached, num_cached)
-        return cost.prefill_terms(worker.facts, worker.load, speed, worker.decode_speed, tokens)
+        return cost.prefill_terms(
+            worker.facts, worker.load, speed, worker.decode_speed, tokens, self.crowding_per_ms
+        )
 
     def decode_side(self, worker: WorkerView, query: Query) -> DecodeTerms:
         """As `cost.decode_terms`."""
@@ -96,7 +99,7 @@ class BlockPricing:
         size = worker.facts.block_size
         own = query.num_tokens / size - query.cached_at(worker)
         queued = worker.load.queued_prefill_tokens / size
-        return PrefillTerms(queued, own, own * cost.neighbours_of(worker.facts, worker.load), 1)
+        return PrefillTerms(queued, own, own * cost.neighbours_of(worker.facts, worker.load), 0.0, 1)
 
     def decode_side(self, worker: WorkerView, query: Query) -> DecodeTerms:
         """Blocks in use once the sequence is there, and those of them that are more than the worker has."""
@@ -112,12 +115,12 @@ class BlockPricing:
         return _SHIP_BASE + _SHIP_PER_BLOCK * _missing_blocks(decode, query)
 
 
-def pricing_for(eligible: Eligible, expected_new_tokens: int) -> Pricing:
+def pricing_for(eligible: Eligible, milliseconds: MillisecondPricing) -> Pricing:
     """Milliseconds if all workers to be weighed have speeds, else blocks."""
     known = all(worker.prefill_speed for worker in (*eligible.prefill, *eligible.decode)) and all(
         worker.decode_speed for worker in eligible.decode
     )
-    return MillisecondPricing(expected_new_tokens=expected_new_tokens) if known else BlockPricing()
+    return milliseconds if known else BlockPricing()
 
 
 def _missing_blocks(decode: WorkerView, query: Query) -> int:

@@ -13,7 +13,9 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tandem_router.cost import HANDOFF_MS, decode_terms, neighbours_of, ship_ms
+from tandem_common.speed import prompt_token_context
+
+from tandem_router.cost import HANDOFF_MS, decode_terms, followers_ms, ship_ms
 from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import Query
 from tandem_router.table import PoolTable, PrefillRow
@@ -41,7 +43,7 @@ class _Work(NamedTuple):
 
 def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_side: int) -> Found:
     """As `choose.weigh` with ROUTE_LIMITS. Every worker of the table must be able to take the request."""
-    works = _Works(query, table.block_size)
+    works = _Works(query, table.block_size, pricing.crowding_per_ms)
     decode_costs = _decode_prices(query, table, pricing)
     prefill_costs = works.prices(table)
     order = _rotation(len(decode_costs), query.tie_break // max(1, len(prefill_costs)))
@@ -52,7 +54,7 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
 
     if prefill_costs:
         near = _cheapest(max_per_side, _rotation(len(prefill_costs), query.tie_break), prefill_costs)
-        shipping = _Shipping(query, works, table, prefill_costs)
+        shipping = _Shipping(query, works, table)
         least = prefill_costs[near[0]]
         floors = works.floors(table, decode_costs)
         neighbours = _Neighbours(table, prefill_costs, near) if len(prefill_costs) > max_per_side else None
@@ -92,25 +94,28 @@ class _Works:
     Lists over all workers are made as if none held a block of the prompt, then mended for those few that do.
     """
 
-    def __init__(self, query: Query, block_size: int) -> None:
+    def __init__(self, query: Query, block_size: int, crowding_per_ms: float) -> None:
         self._num_tokens = query.num_tokens
         self._block_size = block_size
         self._max_cached = (query.num_tokens - 1) // block_size
         self.cached: Mapping[str, int] = query.cached_blocks
+        self._crowding = crowding_per_ms
         self._known: dict[tuple[int, int], _Work] = {}
         self._most_steps = 1
         self._longest = 0.0  # at least as long as any worker computes
 
     def of(self, row: PrefillRow) -> _Work:
         """The prompt on this worker."""
-        worker_id, _, step_tokens, _, _, _ = row
+        worker_id, _, step_tokens, _, _, _, _ = row
         return self._work(step_tokens, self.cached.get(worker_id, 0))
 
     def price(self, row: PrefillRow) -> float:
         """On one worker."""
-        worker_id, queue, step_tokens, step_factor, token_factor, context_factor = row
+        worker_id, queue, step_tokens, step_factor, token_factor, context_factor, stalled = row
         tokens, steps, products = self._work(step_tokens, self.cached.get(worker_id, 0))
-        return queue + steps * step_factor + tokens * token_factor + products * context_factor
+        stepping = steps * step_factor
+        shared = tokens * token_factor + products * context_factor
+        return queue + stepping + shared + followers_ms(queue, stepping + shared / stalled, self._crowding)
 
     def prices(self, table: PoolTable) -> list[float]:
         """On each worker that prefills for others."""
@@ -119,9 +124,14 @@ class _Works:
             costs = [self.price(row) for row in rows]
         else:
             tokens, steps, products = self._work(table.step_tokens, 0)
+            crowding = self._crowding
+            # As `price`, without calls.
             costs = [
-                queue + steps * step_factor + tokens * token_factor + products * context_factor
-                for _, queue, _, step_factor, token_factor, context_factor in rows
+                queue
+                + (stepping := steps * step_factor)
+                + (shared := tokens * token_factor + products * context_factor)
+                + crowding * (own := stepping + shared / stalled) * (queue + own / 2)
+                for _, queue, _, step_factor, token_factor, context_factor, stalled in rows
             ]
             for worker_id in self.cached:
                 p = table.prefill_position.get(worker_id)
@@ -164,12 +174,12 @@ class _Works:
         num_tokens, rows = self._num_tokens, table.local_rows
         floors = [
             cost + queue + num_tokens * token_factor
-            for (_, queue, _, _, token_factor, _), cost in zip(rows, decode_costs, strict=True)
+            for (_, queue, _, _, token_factor, _, _), cost in zip(rows, decode_costs, strict=True)
         ]
         for worker_id in self.cached:
             d = table.decode_position.get(worker_id)
             if d is not None:
-                _, queue, _, _, token_factor, _ = rows[d]
+                _, queue, _, _, token_factor, _, _ = rows[d]
                 floors[d] = decode_costs[d] + queue + self.of(rows[d]).num_uncached * token_factor
         return floors
 
@@ -179,14 +189,8 @@ class _Works:
         if work is None:
             num_cached = min(num_cached_blocks, self._max_cached) * self._block_size
             num_uncached = self._num_tokens - num_cached
-            num_full, rest = divmod(num_uncached, step_tokens)
-            full_tokens = num_full * step_tokens
-            products = (
-                full_tokens * num_cached
-                + step_tokens * step_tokens * (num_full * (num_full - 1) // 2)
-                + rest * (num_cached + full_tokens)
-            )
-            work = self._known[key] = _Work(num_uncached, num_full + (rest > 0), products)
+            products = prompt_token_context(num_uncached, num_cached, step_tokens)
+            work = self._known[key] = _Work(num_uncached, -(-num_uncached // step_tokens), products)
         return work
 
 
@@ -229,11 +233,10 @@ class _Neighbours:
 class _Shipping:
     """As `pricing.ship`, with what belongs to one side worked out once; no worker here speaks more than one format."""
 
-    def __init__(self, query: Query, works: _Works, table: PoolTable, prefill_costs: Sequence[float]) -> None:
+    def __init__(self, query: Query, works: _Works, table: PoolTable) -> None:
         self._query = query
         self._works = works
         self._table = table
-        self._costs = prefill_costs
         self._computing: dict[int, tuple[float, int]] = {}  # milliseconds and steps, by position
 
     def num_bytes(self, d: int) -> int:
@@ -250,13 +253,11 @@ class _Shipping:
         return ship_ms(link, num_bytes, *computing)
 
     def _compute(self, p: int) -> tuple[float, int]:
-        row, source = self._table.prefill_rows[p], self._table.prefill[p]
-        _, queue, _, step_factor, _, _ = row
-        num_steps = self._works.of(row).num_steps
-        stepping = num_steps * step_factor
-        # Less the stall, which is a cost to others.
-        alone = self._costs[p] - queue - stepping
-        return stepping + alone / (1 + neighbours_of(source.facts, source.load)), num_steps
+        row = self._table.prefill_rows[p]
+        _, _, _, step_factor, token_factor, context_factor, stalled = row
+        tokens, steps, products = self._works.of(row)
+        # Without the stall, which is a cost to others.
+        return steps * step_factor + (tokens * token_factor + products * context_factor) / stalled, steps
 
 
 def _cheapest(count: int, order: list[int], costs: Sequence[float]) -> list[int]:

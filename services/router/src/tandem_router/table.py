@@ -3,6 +3,7 @@
 Both sides of `cost` are linear in what a request brings along, so a worker is a row of factors. In the names of `cost`:
 
     queue + prefill + stall    = queue + steps·step_factor + uncached·token_factor + context_products·context_factor
+    followers                  = crowding·own·(queue + own/2), own = steps·step_factor + (the last two)/stalled
     room + decode + neighbours = new·(base + length·length_factor), while there is a place and room for the prompt
 
 A booking makes a new view in which all workers but one or two are the same objects: their rows are taken over.
@@ -22,9 +23,9 @@ from tandem_router.view import FormatKey, Link, WorkerRole, WorkerView
 
 # Plain tuples: Python takes them apart faster than named ones, and a search does little else.
 
-# Factors of computing a prompt: worker id, queue, prompt tokens that one step takes, and the factors of steps, tokens
-# and context products.
-PrefillRow = tuple[str, float, int, float, float, float]
+# Factors of computing a prompt: worker id, queue, prompt tokens that one step takes, the factors of steps, tokens and
+# context products, and by how many sequences the last two are multiplied: the prompt's own and those that it stalls.
+PrefillRow = tuple[str, float, int, float, float, float, int]
 # Factors of decoding: base, length factor, the longest prompt that can start at once (-1 when no place is free), and
 # of the best link to the worker the latency and the time of a block.
 DecodeRow = tuple[float, float, int, float, float]
@@ -130,10 +131,10 @@ class PoolTable:
 
     def _summarize(self) -> None:
         """Note what makes most of a search superfluous. A booking may leave minima too low, until the next beats."""
-        steps = {step_tokens for _, _, step_tokens, _, _, _ in self.prefill_rows}
+        steps = {step_tokens for _, _, step_tokens, _, _, _, _ in self.prefill_rows}
         self.step_tokens = steps.pop() if len(steps) == 1 else None  # of all that prefill for others
         self.least_room = min((room for _, _, room, _, _ in self.decode_rows), default=-1)
-        self.least_token_factor = min((factor for _, _, _, _, factor, _ in self.local_rows), default=0.0)
+        self.least_token_factor = min((factor for _, _, _, _, factor, _, _ in self.local_rows), default=0.0)
 
     def links_to(self, d: int) -> dict[int, Link]:
         """Links to the decode worker at this position, by position in `prefill`: as far as `link` found them."""
@@ -216,6 +217,7 @@ def _row(worker: WorkerView, common: _Common, link: Sequence[float] | None) -> R
         prefill.a_ms + interleaved,
         prefill.b_ms * stalled,
         prefill.c_ms * stalled,
+        stalled,
     )
     if decode is None or not can_decode:
         return Row(prefill_row, None)

@@ -74,6 +74,7 @@ class WorkerLoad:
     decode_kv_tokens: int = 0  # of all sequences that decode or are booked to
     num_prefilling: int = 0  # prompts that the queued tokens belong to
     queued_prefill_tokens: int = 0  # accepted or booked, and not yet computed
+    queued_prefill_context: int = 0  # sum over those of the tokens before the step that computes each
     num_used_blocks: int = 0  # held by requests; cached blocks count as free
     num_cached_blocks: int = 0
 
@@ -126,6 +127,7 @@ class ClusterView:
     """All workers, by model and then in the order of their ids."""
 
     pools: Mapping[str, tuple[WorkerView, ...]] = field(default_factory=dict)
+    crowding_per_ms: Mapping[str, float] = field(default_factory=dict)  # by model, see `crowding`
 
     @classmethod
     def of(cls, workers: Iterable[WorkerView]) -> ClusterView:
@@ -141,4 +143,4 @@ class ClusterView:
             replace(worker, load=loads[worker.facts.worker_id]) if worker.facts.worker_id in loads else worker
             for worker in self.pools.get(model, ())
         )
-        return ClusterView(pools={**self.pools, model: pool}) if pool else self
+        return replace(self, pools={**self.pools, model: pool}) if pool else self

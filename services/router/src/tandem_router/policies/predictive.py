@@ -25,7 +25,6 @@ class Predictive:
         """
         self._affinity = affinity
         self._expected_new_tokens = expected_new_tokens
-        self._pricing = MillisecondPricing(expected_new_tokens=expected_new_tokens)
         # By model, the pool that was seen last and its table: a memo, so the answers stay those of a pure function.
         self._tables: dict[str, tuple[object, PoolTable | None]] = {}
 
@@ -38,14 +37,21 @@ class Predictive:
         ):
             table = self._table(query.model, view)
             if table is not None and table.fits(query.num_tokens, query.max_tokens):
-                found = find(query, table, self._pricing, limits.max_per_side)
-                candidate = candidate_of(query, self._pricing, found.prefill, found.decode)
+                milliseconds = self._pricing_of(query, view)
+                found = find(query, table, milliseconds, limits.max_per_side)
+                candidate = candidate_of(query, milliseconds, found.prefill, found.decode)
                 return self._decision("ms", (candidate,), {}, found.num_candidates)
         eligible = eligible_workers(query, view)
-        pricing = pricing_for(eligible, self._expected_new_tokens)
+        pricing = pricing_for(eligible, self._pricing_of(query, view))
         weighed = weigh(query, eligible, pricing, limits)
         candidates = self._preferring(query, eligible, pricing, weighed.candidates)
         return self._decision(pricing.unit, candidates, eligible.excluded, weighed.num_candidates)
+
+    def _pricing_of(self, query: Query, view: ClusterView) -> MillisecondPricing:
+        return MillisecondPricing(
+            expected_new_tokens=self._expected_new_tokens,
+            crowding_per_ms=view.crowding_per_ms.get(query.model, 0.0),
+        )
 
     def _preferring(
         self, query: Query, eligible: Eligible, pricing: Pricing, candidates: tuple[Candidate, ...]
