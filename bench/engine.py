@@ -5,7 +5,8 @@
                                      [--vllm-python VENV/bin/python] [--device cuda --models 8b]
 
 Each engine is a process of its own. Every cell is run once on each engine to warm it up, then in each repeat on each
-engine in turn, with prompts nobody has seen. Cells whose keys and values, held by every engine at once, would not fit
+engine in turn for at least a second, with prompts nobody has seen. Cells whose keys and values, held by every engine at
+once, would not fit
 into the free memory come last: there one engine after the other is started, and a single run counts. Prints medians of
 tokens/s, the median as a share of what the machine's product rate or read bandwidth allows, and the ratio to the faster
 vLLM; writes bench/results/engine.json, or adds to it with --add.
@@ -31,6 +32,7 @@ import argparse
 import json
 import random
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +53,8 @@ RANDOMS = random.Random(0)
 # Share of the free memory that all engines together may take, and what each may hold beside weights, keys and values.
 ROOM = 0.7
 SLACK_BYTES = 64 << 20
+# What a turn takes at least.
+TURN_S = 1.0
 
 
 def measure(
@@ -60,8 +64,7 @@ def measure(
     for cell in cells:
         for repeat in range(repeats):
             for engine, process in processes.items():
-                prompts = [_prompt(shape, cell.prompt_tokens) for _ in range(cell.num_sequences)]
-                rate = cell.tokens_per_s(*process.run(prompts, cell.max_tokens))
+                rate = _turn(shape, cell, process)
                 rates.setdefault(cell.name, {}).setdefault(engine, []).append(rate)
                 print(f"{shape.name} {cell.name} {engine} {repeat}: {rate:.1f}", flush=True)
 
@@ -93,6 +96,16 @@ def measure_model(
                     measure(shape, processes, group, 1, {})  # whatever is made at first use
                 measure(shape, processes, group, times, rates)
     return rates, loads
+
+
+def _turn(shape: Shape, cell: Cell, process: EngineProcess) -> float:
+    """One engine's tokens per second: the median of as many runs as fit into a second, so that short ones count too."""
+    rates: list[float] = []
+    until = time.perf_counter() + TURN_S
+    while not rates or time.perf_counter() < until:
+        prompts = [_prompt(shape, cell.prompt_tokens) for _ in range(cell.num_sequences)]
+        rates.append(cell.tokens_per_s(*process.run(prompts, cell.max_tokens)))
+    return median(rates)
 
 
 def _prompt(shape: Shape, length: int) -> list[int]:
