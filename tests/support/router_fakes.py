@@ -39,6 +39,7 @@ def make_worker(
     prefill_speed: PrefillSpeed | None = PREFILL_SPEED,
     decode_speed: DecodeSpeed | None = DECODE_SPEED,
     links: Mapping[str, Link] | None = None,
+    seen_ms: float = 0.0,
     **facts: Any,
 ) -> WorkerView:
     return WorkerView(
@@ -47,6 +48,7 @@ def make_worker(
         prefill_speed=prefill_speed,
         decode_speed=decode_speed,
         links=Links(links or {}),
+        seen_ms=seen_ms,
     )
 
 

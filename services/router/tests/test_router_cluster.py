@@ -204,5 +204,16 @@ def test_bookings_of_a_local_prefill_hold_the_prompt_once(cluster: Cluster) -> N
     query = make_query(160)
     cluster.book(query, LeastLoaded().choose(query, cluster.view, ROUTE_LIMITS), 0.0)
     assert worker(cluster, "d").load == WorkerLoad(
-        num_sequences=1, num_prefilling=1, queued_prefill_tokens=160, num_used_blocks=10
+        num_sequences=1,
+        num_prefilling=1,
+        queued_prefill_tokens=160,
+        booked_prefill_tokens=160,
+        num_used_blocks=10,
     )
+
+
+def test_a_view_tells_when_the_last_beat_came_not_when_it_was_looked_at(cluster: Cluster) -> None:
+    first, second = make_beat("d", sequence=1), make_beat("d", sequence=2)
+    for now_s, beat in ((1.0, first), (2.0, first), (3.0, second)):
+        cluster.observe(registry_of(make_card("d"), beats=[beat]), now_s)
+        assert worker(cluster, "d").seen_ms == (3000.0 if beat is second else 1000.0)

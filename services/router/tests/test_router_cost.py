@@ -16,6 +16,29 @@ LINEAR = PrefillSpeed(a_ms=10.0, b_ms=0.5, c_ms=0.0, num_samples=9)
 QUADRATIC = PrefillSpeed(a_ms=0.0, b_ms=0.0, c_ms=0.001, num_samples=9)
 
 
+def test_what_a_beat_told_of_becomes_less_as_time_passes_and_what_was_booked_since_does_not() -> None:
+    load = replace(queued(1000), booked_prefill_tokens=400)
+
+    def queue_after(elapsed_ms: float) -> float:
+        surroundings = cost.Surroundings(elapsed_ms=elapsed_ms)
+        return cost.prefill_terms(PREFILL, load, LINEAR, None, (100, 0), surroundings).queue
+
+    told = cost.queue_ms(PREFILL, load, LINEAR, 0.0)
+    assert queue_after(0.0) == queue_after(-5.0) == told
+    assert queue_after(50.0) == pytest.approx(told - 50.0)
+    assert queue_after(60_000.0) == pytest.approx(0.4 * told)
+
+
+def test_the_price_of_a_prompt_tells_what_it_takes_from_those_to_come() -> None:
+    alone = cost.prefill_terms(PREFILL, queued(1000), LINEAR, None, (100, 0))
+    crowded = cost.prefill_terms(
+        PREFILL, queued(1000), LINEAR, None, (100, 0), cost.Surroundings(crowding_per_ms=0.002)
+    )
+    assert alone.followers == 0.0
+    assert crowded.followers == pytest.approx(0.002 * crowded.prefill * (crowded.queue + crowded.prefill / 2))
+    assert crowded.total == pytest.approx(alone.total + crowded.followers)
+
+
 @pytest.mark.parametrize(
     ("load", "speed", "interleaved", "expected"),
     [

@@ -18,7 +18,7 @@ from tandem_router.quick import find
 from tandem_router.table import PoolTable
 from tandem_router.view import ClusterView, Link, Links, Place, WorkerLoad, WorkerRole
 
-PRICING = MillisecondPricing(expected_new_tokens=256)
+PRICING = MillisecondPricing(expected_new_tokens=256, crowding_per_ms=0.002)
 
 
 @st.composite
@@ -39,6 +39,8 @@ def views(draw: st.DrawFn) -> ClusterView:
                     decode_kv_tokens=num_decoding * draw(st.integers(0, 500)),
                     num_prefilling=draw(st.integers(0, 4)),
                     queued_prefill_tokens=draw(st.integers(0, 9000)),
+                    queued_prefill_context=draw(st.integers(0, 10**7)),
+                    booked_prefill_tokens=draw(st.integers(0, 4000)),
                     num_used_blocks=draw(st.integers(0, 1000)),
                 ),
                 prefill_speed=PrefillSpeed(
@@ -59,6 +61,7 @@ def views(draw: st.DrawFn) -> ClusterView:
                     )
                 ),
                 max_step_tokens=draw(st.sampled_from([64, 512])),
+                seen_ms=draw(st.sampled_from([0.0, 900.0])),
             )
         )
     return view_of(*workers)
@@ -69,6 +72,7 @@ QUERIES = st.builds(
     st.sampled_from([1, 17, 500, 4000]),
     max_tokens=st.sampled_from([1, 100]),
     tie_break=st.integers(0, 100),
+    now_ms=st.sampled_from([900.0, 1000.0]),
     cached_blocks=st.dictionaries(st.sampled_from([f"w{i}" for i in range(20)]), st.integers(1, 250)),
 )
 

@@ -96,9 +96,9 @@ class AdmissionRules:
         starts = is_free and self.can_start(query, decision)
         ttft_ms = decision.predicted_ttft_ms
         wait_ms = 0.0
+        terms = decision.chosen.terms
+        ahead_ms = terms.get("queue", 0.0) + terms.get("room", 0.0)
         if not starts:
-            terms = decision.chosen.terms
-            ahead_ms = terms.get("queue", 0.0) + terms.get("room", 0.0)
             excess_ms = max(0.0, ahead_ms - self.max_worker_queue_ms)
             wait_ms = drain_ms + excess_ms
             ttft_ms -= excess_ms
@@ -110,7 +110,9 @@ class AdmissionRules:
                 ttft_bound_ms=bound_ms,
                 deadline_ms=deadline_ms,
                 reason=f"the first token is expected after {bound_ms:.0f} ms, the deadline is {deadline_ms:.0f} ms",
-                retry_after_ms=retry_after_ms(query.request_id, bound_ms - deadline_ms),
+                # Until all that is there now has been started: when the deadline could be met is sooner, but whoever
+                # comes back then only finds those who came meanwhile.
+                retry_after_ms=retry_after_ms(query.request_id, drain_ms + ahead_ms),
             )
         return Judgement(
             verdict=Verdict.START if starts else Verdict.WAIT,

@@ -66,8 +66,10 @@ class Cluster:
             booked = self.bookings.total(worker_id)
             view = self._worker_views.get(worker_id)
             same = unchanged and known is not None and known.beat == record.beat
-            if view is None or not same or view.load != load_from_beat(record.beat, booked):
-                view = _worker_view(its_facts, record.beat, booked)
+            if view is None or not same:
+                view = _worker_view(its_facts, record.beat, booked, 1000 * now_s)
+            elif view.load != load_from_beat(record.beat, booked):
+                view = _worker_view(its_facts, record.beat, booked, view.seen_ms)
             views[worker_id] = view
         self._registered, self._facts, self._worker_views = registered, facts, views
         pools = ClusterView.of(views.values()).pools
@@ -177,7 +179,9 @@ def booked_loads(query: Query, decision: Decision) -> list[tuple[WorkerView, Boo
     return [(chosen.prefill, prompt), (chosen.decode, answer)]
 
 
-def _worker_view(facts: WorkerFacts, beat: pb.WorkerBeat | None, booked: BookedLoad) -> WorkerView:
+def _worker_view(
+    facts: WorkerFacts, beat: pb.WorkerBeat | None, booked: BookedLoad, seen_ms: float
+) -> WorkerView:
     prefill_speed, decode_speed = speeds_from_beat(beat)
     return WorkerView(
         facts=facts,
@@ -185,4 +189,5 @@ def _worker_view(facts: WorkerFacts, beat: pb.WorkerBeat | None, booked: BookedL
         prefill_speed=prefill_speed,
         decode_speed=decode_speed,
         links=links_from_beat(beat),
+        seen_ms=seen_ms,
     )

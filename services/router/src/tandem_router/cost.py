@@ -26,6 +26,16 @@ from tandem_router.view import Link, WorkerFacts, WorkerLoad, WorkerRole
 HANDOFF_MS = 1.5
 
 
+class Surroundings(NamedTuple):
+    """What a price depends on beside the worker and the prompt."""
+
+    crowding_per_ms: float = 0.0  # see `followers_ms`
+    elapsed_ms: float = 0.0  # since the worker's last beat came
+
+
+ALONE = Surroundings()
+
+
 class PrefillTerms(NamedTuple):
     """Terms of the worker that computes the prompt."""
 
@@ -69,6 +79,18 @@ def queue_ms(facts: WorkerFacts, load: WorkerLoad, speed: PrefillSpeed, interlea
     num_steps = -(-num_tokens // prompt_tokens_per_step(facts, load))
     computing = num_steps * speed.a_ms + num_tokens * speed.b_ms + load.queued_prefill_context * speed.c_ms
     return computing + num_steps * interleaved
+
+
+def draining_ms(load: WorkerLoad, queue: float) -> float:
+    """The part of a queue that the worker has told of: it becomes less as time passes, without another beat.
+
+    Bookings are left out: the worker may have been idle before they came.
+    """
+    if not load.queued_prefill_tokens:
+        return 0.0
+    return (
+        queue * max(0, load.queued_prefill_tokens - load.booked_prefill_tokens) / load.queued_prefill_tokens
+    )
 
 
 def followers_ms(queue: float, own: float, crowding_per_ms: float) -> float:
@@ -127,7 +149,7 @@ def prefill_terms(
     prefill: PrefillSpeed,
     decode: DecodeSpeed | None,
     tokens: tuple[int, int],
-    crowding_per_ms: float = 0.0,
+    surroundings: Surroundings = ALONE,
 ) -> PrefillTerms:
     """Terms of computing `tokens` = (uncached, cached) of a prompt on this worker.
 
@@ -138,7 +160,9 @@ def prefill_terms(
     alone = prefill.predict_prompt_ms(num_uncached, num_cached, per_step)
     num_steps = -(-num_uncached // per_step)
     interleaved = interleaved_ms(decode, load)
+    crowding_per_ms, elapsed_ms = surroundings
     queue = queue_ms(facts, load, prefill, interleaved)
+    queue -= min(max(0.0, elapsed_ms), draining_ms(load, queue))
     own = alone + num_steps * interleaved
     return PrefillTerms(
         queue,

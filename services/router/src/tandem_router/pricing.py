@@ -62,9 +62,8 @@ class MillisecondPricing:
             raise ValueError(f"{worker.facts.worker_id} has no prefill speed")
         num_cached = query.cached_at(worker) * worker.facts.block_size
         tokens = (query.num_tokens - num_cached, num_cached)
-        return cost.prefill_terms(
-            worker.facts, worker.load, speed, worker.decode_speed, tokens, self.crowding_per_ms
-        )
+        surroundings = cost.Surroundings(self.crowding_per_ms, query.now_ms - worker.seen_ms)
+        return cost.prefill_terms(worker.facts, worker.load, speed, worker.decode_speed, tokens, surroundings)
 
     def decode_side(self, worker: WorkerView, query: Query) -> DecodeTerms:
         """As `cost.decode_terms`."""

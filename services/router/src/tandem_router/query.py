@@ -34,6 +34,7 @@ class Query:
     ttft_deadline_ms: int = 0  # 0: the class's default
     tie_break: int = 0
     turn: int = 0
+    now_ms: float = 0.0  # on the clock that views tell of beats by
 
     @property
     def is_restricted(self) -> bool:

@@ -100,18 +100,20 @@ class _Works:
         self._max_cached = (query.num_tokens - 1) // block_size
         self.cached: Mapping[str, int] = query.cached_blocks
         self._crowding = crowding_per_ms
+        self._now_ms = query.now_ms
         self._known: dict[tuple[int, int], _Work] = {}
         self._most_steps = 1
         self._longest = 0.0  # at least as long as any worker computes
 
     def of(self, row: PrefillRow) -> _Work:
         """The prompt on this worker."""
-        worker_id, _, step_tokens, _, _, _, _ = row
+        worker_id, _, _, step_tokens, _, _, _, _ = row
         return self._work(step_tokens, self.cached.get(worker_id, 0))
 
     def price(self, row: PrefillRow) -> float:
         """On one worker."""
-        worker_id, queue, step_tokens, step_factor, token_factor, context_factor, stalled = row
+        worker_id, queue, gone_ms, step_tokens, step_factor, token_factor, context_factor, stalled = row
+        queue += max(0.0, gone_ms - self._now_ms)
         tokens, steps, products = self._work(step_tokens, self.cached.get(worker_id, 0))
         stepping = steps * step_factor
         shared = tokens * token_factor + products * context_factor
@@ -126,12 +128,13 @@ class _Works:
             tokens, steps, products = self._work(table.step_tokens, 0)
             crowding = self._crowding
             # As `price`, without calls.
+            now_ms = self._now_ms
             costs = [
-                queue
+                (queue := stays + (gone_ms - now_ms if gone_ms > now_ms else 0.0))
                 + (stepping := steps * step_factor)
                 + (shared := tokens * token_factor + products * context_factor)
                 + crowding * (own := stepping + shared / stalled) * (queue + own / 2)
-                for _, queue, _, step_factor, token_factor, context_factor, stalled in rows
+                for _, stays, gone_ms, _, step_factor, token_factor, context_factor, stalled in rows
             ]
             for worker_id in self.cached:
                 p = table.prefill_position.get(worker_id)
@@ -170,16 +173,16 @@ class _Works:
         return (self._num_tokens - most_cached) * table.least_token_factor
 
     def local_floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
-        """At most what local prefill costs: without steps and context, which most are too dear for already."""
+        """At most what local prefill costs: without steps, context and the part of the queue that drains."""
         num_tokens, rows = self._num_tokens, table.local_rows
         floors = [
             cost + queue + num_tokens * token_factor
-            for (_, queue, _, _, token_factor, _, _), cost in zip(rows, decode_costs, strict=True)
+            for (_, queue, _, _, _, token_factor, _, _), cost in zip(rows, decode_costs, strict=True)
         ]
         for worker_id in self.cached:
             d = table.decode_position.get(worker_id)
             if d is not None:
-                _, queue, _, _, token_factor, _, _ = rows[d]
+                _, queue, _, _, _, token_factor, _, _ = rows[d]
                 floors[d] = decode_costs[d] + queue + self.of(rows[d]).num_uncached * token_factor
         return floors
 
@@ -254,7 +257,7 @@ class _Shipping:
 
     def _compute(self, p: int) -> tuple[float, int]:
         row = self._table.prefill_rows[p]
-        _, _, _, step_factor, token_factor, context_factor, stalled = row
+        _, _, _, _, step_factor, token_factor, context_factor, stalled = row
         tokens, steps, products = self._works.of(row)
         # Without the stall, which is a cost to others.
         return steps * step_factor + (tokens * token_factor + products * context_factor) / stalled, steps

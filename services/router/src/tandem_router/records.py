@@ -59,6 +59,7 @@ def load_from_beat(beat: pb.WorkerBeat | None, booked: BookedLoad) -> WorkerLoad
         num_prefilling=num_prefilling + booked.num_prefilling,
         queued_prefill_tokens=beat.queued_prefill_tokens + booked.queued_prefill_tokens,
         queued_prefill_context=beat.queued_prefill_context + booked.queued_prefill_context,
+        booked_prefill_tokens=booked.queued_prefill_tokens,
         num_used_blocks=beat.num_used_blocks + booked.num_blocks,
         num_cached_blocks=beat.num_cached_blocks,
     )

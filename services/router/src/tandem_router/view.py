@@ -75,6 +75,7 @@ class WorkerLoad:
     num_prefilling: int = 0  # prompts that the queued tokens belong to
     queued_prefill_tokens: int = 0  # accepted or booked, and not yet computed
     queued_prefill_context: int = 0  # sum over those of the tokens before the step that computes each
+    booked_prefill_tokens: int = 0  # of the queued ones, those that the last beat does not know of
     num_used_blocks: int = 0  # held by requests; cached blocks count as free
     num_cached_blocks: int = 0
 
@@ -120,6 +121,7 @@ class WorkerView:
     prefill_speed: PrefillSpeed | None = None
     decode_speed: DecodeSpeed | None = None
     links: Links = Links()
+    seen_ms: float = 0.0  # when its last beat came, on the router's clock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

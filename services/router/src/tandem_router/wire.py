@@ -28,6 +28,7 @@ def query_from_proto(
     index: BlockIndex,
     turn: int,
     *,
+    now_s: float = 0.0,
     expected: Mapping[str, int] | None = None,
     preferred: frozenset[str] = frozenset(),
 ) -> Query:
@@ -84,6 +85,7 @@ def query_from_proto(
         request_class=request_class_from_proto(message.request_class),
         tie_break=crc32(message.request_id.encode()),
         turn=turn,
+        now_ms=1000 * now_s,
     )
 
 
