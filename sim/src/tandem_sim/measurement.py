@@ -29,6 +29,7 @@ class RequestRecord:
     refusal: str = ""
     refused_after_s: float = 0.0
     retry_after_s: float = 0.0  # what a refusal says
+    drained_after_s: float | None = None  # when those before it had really been started
     tenant: str = ""
     is_batch: bool = False
 

@@ -20,6 +20,7 @@ from tandem_load.traffic import TrafficRequest
 from tandem_router.desk import Started
 
 from tandem_sim.control_plane import ControlPlane
+from tandem_sim.drain_watch import DrainWatch
 from tandem_sim.event_loop import EventLoop
 from tandem_sim.measurement import Measurement, RequestRecord
 from tandem_sim.network import TIERS, Links, NetworkTier
@@ -29,8 +30,6 @@ from tandem_sim.worker import Worker
 
 _MAX_ATTEMPTS = 5
 _CLASSES = (generation_pb2.REQUEST_CLASS_INTERACTIVE, generation_pb2.REQUEST_CLASS_BATCH)
-
-OnRefusal = Callable[[Router, pb.RouteQuery, RequestRecord], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +42,7 @@ class _Live:
     gaps: LogHistogram
     prompt: list[int]
     router: Router
+    number: int  # of its arrival
     routed_s: float = 0.0
     attempt: int = 0
     excluded: set[str] = field(default_factory=set)
@@ -61,14 +61,12 @@ class RequestFlow:
         loop: EventLoop,
         control_plane: ControlPlane,
         measurement: Measurement,
-        on_refusal: OnRefusal | None = None,
     ) -> None:
-        """`on_refusal` hears of every request that was told when to come back."""
         self._scenario = scenario
         self._loop = loop
         self._control_plane = control_plane
         self._measurement = measurement
-        self._on_refusal = on_refusal
+        self._drain = DrainWatch()
         self._workers: Mapping[str, Worker] = {}
         self._links = Links()
         self._live: dict[str, _Live] = {}
@@ -98,6 +96,7 @@ class RequestFlow:
             gaps=self._measurement.gaps.setdefault(traffic.label, LogHistogram()),
             prompt=traffic.token_ids(),
             router=self._router_of(traffic),
+            number=self._drain.arrived(),
         )
         self._live[live.request_id] = live
         self._later(live, self._route)
@@ -174,18 +173,17 @@ class RequestFlow:
 
         def answered(answer: Started | TandemError) -> None:
             if live.attempt == attempt:
-                self._answered(live, message, answer)
+                self._answered(live, answer)
 
         live.router.route(message, answered)
 
-    def _answered(self, live: _Live, message: pb.RouteQuery, answer: Started | TandemError) -> None:
+    def _answered(self, live: _Live, answer: Started | TandemError) -> None:
         record = live.record
         if isinstance(answer, TandemError):
             record.refused_after_s = self._loop.now_s - record.sent_s
             if isinstance(answer, Overloaded) and answer.retry_after_ms:
                 record.retry_after_s = answer.retry_after_ms / 1e3
-                if self._on_refusal is not None:
-                    self._on_refusal(live.router, message, record)
+                self._drain.refused(live.number, record, self._loop.now_s)
             self._refuse(live, answer.code.name)
             return
         chosen = answer.decision.chosen
@@ -297,6 +295,7 @@ class RequestFlow:
         if record.first_token_s is None:
             record.first_token_s = now_s
             record.observed_ttft_s = now_s - live.routed_s
+            self._drain.settled(live.number, now_s)
             live.router.observe_ttft(1e3 * record.predicted_ttft_s, 1e3 * record.observed_ttft_s)
             record.num_cached_tokens = token.num_cached_tokens or 0
         elif record.last_token_s is not None:
@@ -313,6 +312,7 @@ class RequestFlow:
 
     def _end(self, live: _Live) -> None:
         live.attempt += 1
+        self._drain.settled(live.number, self._loop.now_s)
         del self._live[live.request_id]
         self.num_over += 1
 

@@ -127,6 +127,7 @@ class Router:
             message,
             self._index,
             self._turns[message.model],
+            now_s=now_s,
             expected=self._expected.match(message.block_hashes, now_s),
             preferred=self._sessions.preferred(message.tenant, message.session_id, now_s),
         )
