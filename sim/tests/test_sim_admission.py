@@ -80,8 +80,8 @@ def test_tenants_are_served_by_weight_through_several_routers() -> None:
     )
     records = simulate(scenario, requests).records
     assert all(r.done for r in records)
-    # While both wait, which both do until the last has come.
-    started = [r for r in records if 2.0 <= r.sent_s + r.routed_after_s <= 10.0]
+    # Once the workers know how fast they are, requests wait; both tenants have some waiting until then.
+    started = [r for r in records if 8.0 <= r.sent_s + r.routed_after_s <= 28.0]
     gold = sum(r.tenant == "gold" for r in started)
     assert 2.5 <= gold / (len(started) - gold) <= 3.5
 
