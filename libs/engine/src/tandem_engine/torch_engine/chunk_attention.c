@@ -7,7 +7,8 @@
 
 #include "vectors.h"
 
-static const float LOWEST = -3.4e38f; /* of all scores: its probability is 0 */
+/* Scores of hidden keys, and the highest of a row that has met none: scaled or not, the former stay far below. */
+static const float HIDDEN = -1e37f, NOTHING = -1e30f;
 
 enum {
     ROWS = 6,              /* of a tile: with 4 vectors each they fill the registers */
@@ -71,9 +72,13 @@ struct source {
     int64_t block_size, stride; /* tokens of a block, numbers from token to token */
 };
 
-static inline const number *key_at(const struct source *source, int64_t key) {
-    int64_t block = key / source->block_size;
-    return source->pool + (source->blocks[block] * source->block_size + key % source->block_size) * source->stride;
+/* Where keys [first, first + count) lie. */
+static inline void find_keys(const struct source *source, int64_t first, int64_t count, const number **key) {
+    int64_t block = first / source->block_size, slot = first % source->block_size;
+    for (int64_t k = 0; k < count; k++) {
+        key[k] = source->pool + (source->blocks[block] * source->block_size + slot) * source->stride;
+        if (++slot == source->block_size) block++, slot = 0;
+    }
 }
 
 #ifdef __clang__
@@ -106,7 +111,7 @@ static inline void transpose(elements rows[LANES]) {
 static void pack(const struct source *source, int64_t first, int64_t count, int64_t head_dim) {
     int64_t depth = (head_dim + PAIR - 1) / PAIR, vectors = head_dim / LANES;
     const number *key[KEYS];
-    for (int64_t k = 0; k < count; k++) key[k] = key_at(source, first + k);
+    find_keys(source, first, count, key);
     for (int w = 0; w < WIDTH; w++)
         for (int64_t d = 0; d < depth; d += LANES) {
             elements rows[LANES];
@@ -164,36 +169,36 @@ struct seen {
     int64_t low[ROWS], high[ROWS];
 };
 
-/* A row's scores (width vectors) times scale, -inf for all but the keys [low, high); the largest of them and of what
- * the row has met. */
-static inline float hide(floats *scores, int width, int64_t low, int64_t high, float scale, float highest) {
+/* Hides a row's scores (width vectors) but for the keys [low, high); the largest that is left. */
+static inline float hide(floats *scores, int width, int64_t low, int64_t high) {
     static const ints numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    floats top = (floats){0} + highest;
+    floats top = {0};
+    top += HIDDEN;
     for (int w = 0; w < width; w++) {
-        scores[w] *= scale;
         if (low > w * LANES || high < (w + 1) * LANES) {
             ints number = numbers + w * LANES;
-            scores[w] = chosen((number >= (int32_t)low) & (number < (int32_t)high), scores[w], (floats){0} + LOWEST);
+            scores[w] = chosen((number >= (int32_t)low) & (number < (int32_t)high), scores[w], (floats){0} + HIDDEN);
         }
-        top = chosen(scores[w] > top, scores[w], top);
+        top = larger(top, scores[w]);
     }
     return largest(top);
 }
 
 /* Scores (ROWS, width) of the rows from `row` on, of which `seen` tells what each row sees, to probabilities in
- * elements. What the rows knew so far counts `factors` from now on. */
+ * elements: powers of 2 of the scores times `scale`. What the rows knew so far counts `factors` from now on. */
 static inline void soften(floats *scores, element *out, int width, int64_t row, const struct seen *seen, float scale,
                           float *factors) {
     floats highest = {0}, known = {0};
     for (int r = 0; r < ROWS; r++) {
         known[r] = space.highest[row + r];
-        highest[r] = hide(scores + r * WIDTH, width, seen->low[r], seen->high[r], scale, known[r]);
+        highest[r] = hide(scores + r * WIDTH, width, seen->low[r], seen->high[r]) * scale;
     }
-    floats factor = exponential(known - highest);
+    highest = larger(highest, known);
+    floats factor = power_of_two(known - highest);
     for (int r = 0; r < ROWS; r++) {
         floats added = {0};
         for (int w = 0; w < width; w++) {
-            floats part = exponential(scores[r * WIDTH + w] - highest[r]);
+            floats part = power_of_two(scores[r * WIDTH + w] * scale - highest[r]);
             added += part;
             store_elements(out + r * KEYS, w, part);
         }
@@ -224,7 +229,7 @@ static void attend(const struct stretch *s, const struct source *source) {
             memcpy(space.queries + m * depth + d, &part, (depth - d < LANES ? depth - d : LANES) * sizeof(element));
         }
         for (int64_t v = 0; v < vectors; v++) space.totals[m * vectors + v] = (floats){0};
-        space.highest[m] = LOWEST, space.weight[m] = 0;
+        space.highest[m] = NOTHING, space.weight[m] = 0;
     }
     int64_t begin = s->window && s->position >= s->window ? s->position + 1 - s->window : 0;
     int64_t end = s->position + s->count;
@@ -289,7 +294,7 @@ int chunk_attention(number *out, const number *queries, const number *pool, cons
                 .position = positions[row] + begin,
                 .window = window,
                 .head_dim = head_dim,
-                .scale = scale,
+                .scale = scale * 1.44269504f, /* e^x as a power of 2 */
             },
             &(struct source){
                 .pool = pool + layer_row * block_size * stride + head * head_dim,

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -71,12 +71,24 @@ static inline floats chosen(ints which, floats yes, floats no) {
     return (floats)(((ints)yes & which) | ((ints)no & ~which));
 }
 
+static inline floats larger(floats a, floats b) {
+#ifdef __AVX512F__
+    return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return chosen(a > b, a, b);
+#endif
+}
+
 static inline float largest(floats values) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)values);
+#else
     float lanes[LANES];
     memcpy(lanes, &values, sizeof lanes);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
     return lanes[0];
+#endif
 }
 
 /* e^x for x <= 0, to about 2 ulp: 2^n times a polynomial (Cephes' coefficients), 0 below the smallest normal. */
@@ -95,4 +107,32 @@ static inline floats exponential(floats x) {
     floats power = (floats)((n + 127) << 23);
     ints result = (ints)(p * power) & ~small;
     return (floats)result;
+}
+
+/* 2^x for x <= 0: to 2e-7 of it, or to 5e-5 where it will be rounded to bfloat16. 0 below the smallest normal. */
+static inline floats power_of_two(floats x) {
+#ifdef __AVX512F__
+    floats whole = (floats)_mm512_roundscale_ps((__m512)x, 0);
+#else
+    ints tiny = x < -126.0f;
+    ints number = __builtin_convertvector(x - 0.5f, ints); /* truncation rounds towards 0: to nearest, for x <= 0 */
+    floats whole = __builtin_convertvector(number, floats);
+#endif
+    floats r = x - whole; /* Taylor's series of 2^r, |r| <= 1/2 */
+#ifdef STORAGE_BFLOAT16
+    floats p = r * 9.618129107e-3f + 5.550410867e-2f;
+#else
+    floats p = r * 1.540353039e-4f + 1.333355815e-3f;
+    p = p * r + 9.618129107e-3f;
+    p = p * r + 5.550410867e-2f;
+#endif
+    p = p * r + 2.402265070e-1f;
+    p = p * r + 6.931471806e-1f;
+    p = p * r + 1.0f;
+#ifdef __AVX512F__
+    return (floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+    ints result = (ints)(p * (floats)((number + 127) << 23)) & ~tiny;
+    return (floats)result;
+#endif
 }
