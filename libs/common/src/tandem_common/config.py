@@ -61,7 +61,9 @@ class ServiceConfig:
     """What every service needs to know."""
 
     redis_url: str = setting(
-        "redis://127.0.0.1:6379/0", "control plane; redis://, rediss:// or unix:// URL", secret=True
+        "redis://127.0.0.1:6379/0",
+        "control plane: URL of a Redis, of Sentinels (redis+sentinel://) or of a cluster (redis+cluster://)",
+        secret=True,
     )
     cluster: str = setting("default", "name of the cluster: services see only those of the same name")
     cluster_secret: str = setting(

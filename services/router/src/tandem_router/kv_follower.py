@@ -18,21 +18,20 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
+from tandem_common.redis_client import is_of_wrong_type
 
 from tandem_router.index import BlockIndex
 from tandem_router.kv_records import START, MalformedRecord, StreamId, parse_events, parse_snapshot
+from tandem_router.kv_streams import KvStreams
 from tandem_router.metrics import RouterMetrics
 
-_BLOCK_MS = 200  # well below the time-out of every Redis call
 _GATHER_S = 0.01  # between reads, so that one read brings the entries of several steps
 _CHECK_S = 1.0
-_ENTRIES_PER_READ = 256
 _BLOCKS_PER_TURN = 4096  # applied before others on the event loop get their turn
 _MIN_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0
 
@@ -67,6 +66,7 @@ class KvFollower:
         targets: Callable[[], Mapping[str, Target]],
     ) -> None:
         self._redis = client
+        self._streams = KvStreams(client)
         self._keys = keys
         self._index = index
         self._metrics = metrics
@@ -106,11 +106,7 @@ class KvFollower:
         if time.monotonic() - self._checked_at_s >= _CHECK_S:
             await self._check()
             self._checked_at_s = time.monotonic()
-        followed_ids = [worker_id for worker_id, followed in self._followed.items() if self.ready(worker_id)]
-        if followed_ids:
-            await self._read(followed_ids)
-        else:
-            await asyncio.sleep(_BLOCK_MS / 1000)
+        await self._read([worker_id for worker_id in self._followed if self.ready(worker_id)])
         self._index.sweep(_BLOCKS_PER_TURN)
 
     def _reconcile(self) -> None:
@@ -133,7 +129,7 @@ class KvFollower:
             pipeline.get(self._keys.kv_snapshot(worker_id))
             pipeline.xrevrange(self._keys.kv_stream(worker_id), count=1)
             record, last = await pipeline.execute(raise_on_error=False)
-        if _poisoned(record, last):
+        if is_of_wrong_type(record, last):
             self._poison(worker_id, followed)
             return
         epoch = followed.target.epoch
@@ -161,12 +157,9 @@ class KvFollower:
     async def _read(self, worker_ids: list[str]) -> None:
         """Wait a moment for entries of any of these workers, and apply them."""
         ids_by_key = {self._keys.kv_stream(worker_id).encode(): worker_id for worker_id in worker_ids}
-        cursors: dict[Any, Any] = {
-            key: str(self._followed[worker_id].cursor) for key, worker_id in ids_by_key.items()
-        }
-        streams: Any  # the client's own annotation covers every protocol version at once
+        cursors = {key: self._followed[worker_id].cursor for key, worker_id in ids_by_key.items()}
         try:
-            streams = await self._redis.xread(cursors, count=_ENTRIES_PER_READ, block=_BLOCK_MS)
+            streams = await self._streams.read(cursors)
         except ResponseError:
             # One key of the wrong type fails the whole read; find out whose.
             if not await self._check():
@@ -182,7 +175,7 @@ class KvFollower:
         for (key, entries), first in zip(streams, beginnings, strict=True):
             worker_id = ids_by_key[key]
             followed = self._followed[worker_id]
-            if _poisoned(first):
+            if is_of_wrong_type(first):
                 self._poison(worker_id, followed)
             elif (
                 first
@@ -199,7 +192,7 @@ class KvFollower:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.get(self._keys.kv_snapshot(worker_id))
             (record,) = await pipeline.execute(raise_on_error=False)
-        if record is None or _poisoned(record):
+        if record is None or is_of_wrong_type(record):
             return False
         try:
             snapshot = parse_snapshot(record, followed.target.num_blocks)
@@ -249,7 +242,7 @@ class KvFollower:
         found = False
         for worker_id, last in zip(worker_ids, answers, strict=True):
             followed = self._followed[worker_id]
-            if _poisoned(last):
+            if is_of_wrong_type(last):
                 found = True
                 self._poison(worker_id, followed)
             elif followed.poisoned:
@@ -266,13 +259,3 @@ class KvFollower:
 
     def _skip(self, reason: str) -> None:
         self._metrics.skipped_records.labels(reason).inc()
-
-
-def _poisoned(*answers: object) -> bool:
-    """Whether Redis refused one of the reads; other errors (it is loading, say) concern everybody and are raised."""
-    for answer in answers:
-        if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
-            return True
-        if isinstance(answer, Exception):
-            raise answer
-    return False
