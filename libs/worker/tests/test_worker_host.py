@@ -1,6 +1,7 @@
 """A whole worker: registration, roles, draining, and how it lives through losses."""
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ from tandem.v1 import cluster_pb2, worker_pb2
 from tandem_common.hashing import block_hashes, unpack_hashes
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
-from tandem_common.registry import ClusterWatcher, WorkerPublisher
+from tandem_common.registry import MIN_TTL_S, ClusterWatcher, WorkerPublisher
 from tandem_engine.api import Engine, EngineDied
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
@@ -18,6 +19,7 @@ from tandem_worker.registration import Fenced
 from worker_harness import (
     BLOCK_SIZE,
     NAMESPACE,
+    FrontendSession,
     RedisServer,
     generate,
     generation,
@@ -84,6 +86,36 @@ async def test_an_older_incarnation_is_fenced(redis_url: str) -> None:
         card = await registered(redis_url, "same")
         assert card is not None
         assert card.address == new.address
+
+
+async def test_a_frozen_worker_goes_on_as_a_later_incarnation(redis_url: str) -> None:
+    async with running_worker(redis_url, "both", worker_id="w", **SLOW) as worker:
+        before = await worker.ref()
+        await generate(worker, generation(64, 2))  # leaves blocks in its cache
+        async with session(worker) as frontend:
+            await frontend.submit(1, generation(20, 300))
+            log = await frontend.has_tokens(1, 2)
+            time.sleep(MIN_TTL_S + 0.5)
+            async with asyncio.timeout(10):
+                while (card := await registered(redis_url, "w")) is None or card.epoch == before.epoch:
+                    await asyncio.sleep(0.02)
+            assert card.epoch > before.epoch
+            assert card.address == before.address
+            # Who still believes in the one before is refused; what nobody gave up goes on.
+            stale = FrontendSession(worker, before.epoch)
+            await stale.open()
+            assert (await stale.over()).code() is grpc.StatusCode.FAILED_PRECONDITION
+            await frontend.has_tokens(1, len(log.token_ids) + 5)
+        # Its blocks are told again under the new epoch.
+        client = connect(redis_url)
+        async with asyncio.timeout(10):
+            while True:
+                record = await client.get(KEYS.kv_snapshot("w"))
+                snapshot = cluster_pb2.KvSnapshot.FromString(record or b"")
+                if snapshot.epoch == card.epoch and snapshot.stored:
+                    break
+                await asyncio.sleep(0.02)
+        await client.aclose()
 
 
 async def test_beats_list_accepted_requests_and_learnt_speeds(redis_url: str) -> None:

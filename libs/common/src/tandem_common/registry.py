@@ -23,6 +23,7 @@ from tandem.v1 import cluster_pb2 as pb
 
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
+from tandem_common.redis_client import is_of_wrong_type
 
 HEARTBEATS_TO_LIVE = 3
 MIN_TTL_S = 3.0
@@ -48,6 +49,11 @@ class WorkerPublisher:
         self._redis = client
         self._keys = keys
         self._ttl_ms = _ttl_ms(heartbeat_s)
+
+    @property
+    def ttl_s(self) -> float:
+        """How long others believe a card that is not published again."""
+        return self._ttl_ms / 1000
 
     async def next_epoch(self, worker_id: str) -> int:
         """A number greater than that of every earlier incarnation, even if Redis forgot them.
@@ -183,10 +189,10 @@ class ClusterWatcher(_Watcher[RegisteredWorker]):
             records = await pipeline.execute(raise_on_error=False)
         view = {}
         for worker_id, card_bytes, beat_bytes in zip(ids, records[::2], records[1::2], strict=True):
-            card = _parse(card_bytes, pb.WorkerCard)
+            card = None if is_of_wrong_type(card_bytes) else _parse(card_bytes, pb.WorkerCard)
             if card is None or card.worker_id != worker_id:
                 continue
-            beat = _parse(beat_bytes, pb.WorkerBeat)
+            beat = None if is_of_wrong_type(beat_bytes) else _parse(beat_bytes, pb.WorkerBeat)
             view[worker_id] = RegisteredWorker(card, beat if beat and beat.epoch == card.epoch else None)
         return view
 
@@ -213,6 +219,7 @@ class ServiceWatcher(_Watcher[pb.ServiceCard]):
         cards = {
             service_id: _parse(record, pb.ServiceCard)
             for service_id, record in zip(ids, records, strict=True)
+            if not is_of_wrong_type(record)
         }
         return {service_id: card for service_id, card in cards.items() if card is not None}
 

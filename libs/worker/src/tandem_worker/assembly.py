@@ -13,6 +13,7 @@ from tandem_worker.accepted import AcceptedRequests
 from tandem_worker.config import WorkerConfig
 from tandem_worker.dispatch import Dispatcher
 from tandem_worker.gate import Gate, Role, role_named, supported_roles
+from tandem_worker.incarnation import Incarnation
 from tandem_worker.lease_keeper import LeaseKeeper
 from tandem_worker.links import LinkSpeeds
 from tandem_worker.receiving import ReceivedBlocks, chunk_bytes
@@ -50,7 +51,7 @@ def make_worker(
     return Worker(
         config=config,
         worker_id=worker_id,
-        epoch=epoch,
+        incarnation=Incarnation(epoch),
         model_revision=revision,
         engine=engine,
         dispatcher=Dispatcher(engine),
@@ -73,7 +74,7 @@ def make_receivers(worker: Worker) -> list[Receiver]:
         worker.tickets,
         worker.links,
         worker_id=worker.worker_id,
-        epoch=worker.epoch,
+        incarnation=worker.incarnation,
     )
     config = worker.config
     receivers = []

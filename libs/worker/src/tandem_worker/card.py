@@ -48,6 +48,7 @@ def make_card(worker: Worker, endpoints: Endpoints) -> pb.WorkerCard:
         ],
         kv_endpoints=endpoints.kv,
         labels=worker.config.all_labels(),
+        price_per_million_tokens=worker.config.price_per_million_tokens,
         engine=info.name,
         metrics_port=endpoints.metrics_port,
         vocab_size=info.vocab_size,

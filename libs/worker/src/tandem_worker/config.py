@@ -25,6 +25,9 @@ class WorkerConfig(ServiceConfig, EngineConfig):
     labels: tuple[str, ...] = setting(
         (), "KEY=VALUE,... shown in the registry: rack, zone, region (host and hardware are found out)"
     )
+    price_per_million_tokens: float = setting(
+        0.0, "price of this worker's tokens, which requests can set a limit to", minimum=0, maximum=1e9
+    )
     kv_host: str = setting("", "address on which blocks are received over TCP; empty: the same as host")
     kv_port: int = setting(0, "port for blocks over TCP; 0: any free one", minimum=0, maximum=65535)
     transports: tuple[str, ...] = setting(

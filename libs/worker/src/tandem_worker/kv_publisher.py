@@ -59,6 +59,12 @@ class KvPublisher:
         self._journal.record(removed, stored)
         self._changed.set()
 
+    def renew(self, epoch: int) -> None:
+        """Tell everything anew, as a later incarnation."""
+        self._epoch = epoch
+        self._journal.retell()
+        self._changed.set()
+
     async def run(self) -> None:
         """Publish until cancelled. While Redis is away changes gather, and are told when it is back."""
         away = False

@@ -10,6 +10,7 @@ from tandem.v1 import transfer_pb2 as pb
 from tandem_common.errors import InvalidRequest, PermissionDenied
 from tandem_engine.api import Engine
 
+from tandem_worker.incarnation import Incarnation
 from tandem_worker.lease import LeasePhase, Verdict
 from tandem_worker.lease_keeper import LeaseKeeper
 from tandem_worker.links import LinkSpeeds
@@ -27,7 +28,7 @@ def chunk_bytes(block_bytes: int) -> int:
 
 
 class ReceivedBlocks:
-    """The BlockSink of a worker. `worker_id` and `epoch` are its own."""
+    """The BlockSink of a worker. `worker_id` and `incarnation` are its own."""
 
     def __init__(
         self,
@@ -37,14 +38,14 @@ class ReceivedBlocks:
         links: LinkSpeeds,
         *,
         worker_id: str,
-        epoch: int,
+        incarnation: Incarnation,
     ) -> None:
         self._engine = engine
         self._leases = leases
         self._tickets = tickets
         self._links = links
         self._worker_id = worker_id
-        self._epoch = epoch
+        self._incarnation = incarnation
 
     @property
     def max_payload_bytes(self) -> int:
@@ -88,7 +89,7 @@ class ReceivedBlocks:
             claims.lease_id != header.lease_id
             or claims.source_worker_id != source.worker_id
             or claims.destination_worker_id != self._worker_id
-            or claims.destination_epoch != self._epoch
+            or claims.destination_epoch != self._incarnation.epoch
         ):
             raise PermissionDenied("the ticket is for another handoff")
         end = header.first_block + header.num_blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 from tandem.v1 import cluster_pb2 as pb
@@ -28,8 +29,16 @@ class Fenced(Exception):
 class Registration:
     """One worker's records in the registry."""
 
-    def __init__(self, worker: Worker, publisher: WorkerPublisher, endpoints: Endpoints) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        publisher: WorkerPublisher,
+        endpoints: Endpoints,
+        on_renewal: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`on_renewal` gets the epoch when this worker goes on as a later incarnation."""
         self._worker = worker
+        self._on_renewal = on_renewal
         self._publisher = publisher
         self._endpoints = endpoints
         self.abandoned = False
@@ -47,12 +56,23 @@ class Registration:
         return card, make_beat(self._worker, self._num_beats, time.monotonic())
 
     async def run(self) -> None:
-        """Publish until cancelled; raises Fenced. Redis may come, go and forget at any time."""
-        away = False
+        """Publish until cancelled; raises Fenced. Redis may come, go and forget at any time.
+
+        A turn that took longer than a card lives means that this process was frozen, and is dead for others: it goes on
+        as a later incarnation, so that nothing meant for the one before reaches it.
+        """
+        away = frozen = False
+        seen_s = time.monotonic()
         while True:
             self._changed.clear()
             _check_not_fenced(self._worker, self._worker.watcher)
+            now_s = time.monotonic()
+            frozen = frozen or now_s - seen_s > self._publisher.ttl_s
+            seen_s = now_s
             try:
+                if frozen:
+                    await self._renew()
+                    frozen = False
                 await self.publish()
                 if away:
                     _log.info("redis answers again; registered")
@@ -65,6 +85,13 @@ class Registration:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._worker.config.heartbeat_s):
                     await self._changed.wait()
+
+    async def _renew(self) -> None:
+        worker = self._worker
+        worker.incarnation.renew(await self._publisher.next_epoch(worker.worker_id))
+        self._num_beats = 0
+        self._on_renewal(worker.epoch)
+        _log.warning("this process was frozen; it goes on as a later incarnation", epoch=worker.epoch)
 
     async def publish(self) -> None:
         """Publish once; raises RedisError."""

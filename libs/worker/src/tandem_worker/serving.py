@@ -103,7 +103,9 @@ class Serving:
         metrics_port = start_metrics_server(config.host, config.metrics_port)
         # The registration needs the port, and the servicer the registration: the port comes last.
         endpoints = Endpoints(metrics_port=metrics_port, kv=[_endpoint(receiver) for receiver in receivers])
-        registration = Registration(self._worker, self._publisher, endpoints)
+        registration = Registration(
+            self._worker, self._publisher, endpoints, on_renewal=self._kv_events.renew
+        )
         for role in self._roles:
             role.add_to(self._server.server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(

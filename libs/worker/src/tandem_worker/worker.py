@@ -14,6 +14,7 @@ from tandem_worker.accepted import AcceptedRequests
 from tandem_worker.config import WorkerConfig
 from tandem_worker.dispatch import Dispatcher
 from tandem_worker.gate import Gate
+from tandem_worker.incarnation import Incarnation
 from tandem_worker.lease_keeper import LeaseKeeper
 from tandem_worker.links import LinkSpeeds
 from tandem_worker.ticket import TicketOffice
@@ -26,7 +27,7 @@ class Worker:
 
     config: WorkerConfig
     worker_id: str
-    epoch: int
+    incarnation: Incarnation
     model_revision: str
     engine: Engine
     dispatcher: Dispatcher
@@ -38,6 +39,11 @@ class Worker:
     watcher: ClusterWatcher
     accepted: AcceptedRequests
     speeds: SpeedFitter
+
+    @property
+    def epoch(self) -> int:
+        """Of the present incarnation."""
+        return self.incarnation.epoch
 
     async def find_peer(self, worker_id: str, epoch: int) -> pb.WorkerCard | None:
         """The card of another registered worker of that incarnation; never our own.
