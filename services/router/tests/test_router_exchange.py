@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 import redis.asyncio
 from router_fakes import make_beat, make_card, make_query, registry_of
 from tandem.v1 import cluster_pb2 as pb
+from tandem_common.generation import RequestClass
 from tandem_common.keys import Keys
 from tandem_router.booking_exchange import BookingExchange
 from tandem_router.bookings import Bookings
 from tandem_router.cluster import Cluster
+from tandem_router.elsewhere import Line, WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.policies import Predictive
 from tandem_router.query import ROUTE_LIMITS
@@ -29,11 +31,25 @@ class OneRouter:
     def __init__(self, client: redis.asyncio.Redis, name: str) -> None:
         self.cluster = Cluster(Bookings(max_age_s=10, max_per_worker=4096), empty_grace_s=3)
         self.shares = FairShares({"gold": 4.0})
-        self.exchange = BookingExchange(client, KEYS, name, self.cluster, self.shares, max_age_s=10)
+        self.elsewhere = WaitingElsewhere()
+        self.num_news = 0
+        self.exchange = BookingExchange(
+            client,
+            KEYS,
+            name,
+            self.cluster,
+            self.shares,
+            max_age_s=10,
+            elsewhere=self.elsewhere,
+            on_news=self.count_news,
+        )
         self.policy = Predictive()
         cards = [make_card(f"w{i}", pb.ROLE_BOTH, max_sequences=1000) for i in range(NUM_WORKERS)]
         beats = [make_beat(f"w{i}") for i in range(NUM_WORKERS)]
         self.cluster.observe(registry_of(*cards, beats=beats), time.monotonic())
+
+    def count_news(self) -> None:
+        self.num_news += 1
 
     def route(self, request_id: str, tie_break: int, **changes: object) -> str:
         query = make_query(1000, request_id=request_id, tie_break=tie_break, **changes)
@@ -110,6 +126,26 @@ async def test_a_router_that_starts_learns_what_was_booked_before(redis_client: 
             await until(lambda: late.cluster.bookings.has("r1"))
             assert late.cluster.bookings.count(worker) == 1
             assert late.shares.counter("gold") == 250
+
+
+async def test_who_waits_is_told_to_others_and_so_is_that_nobody_does(
+    redis_client: redis.asyncio.Redis,
+) -> None:
+    line, batch = ("tiny", RequestClass.INTERACTIVE), ("tiny", RequestClass.BATCH)
+
+    def waiting_at(router: OneRouter, which: Line = line) -> set[str]:
+        return router.elsewhere.tenants(which, time.monotonic())
+
+    async with routers(redis_client, 2) as (one, other):
+        one.exchange.tell_waiting({line: ["gold", "plain"], batch: ["bulk"]})
+        await until(lambda: waiting_at(other) == {"gold", "plain"})
+        assert waiting_at(other, batch) == {"bulk"}
+        assert waiting_at(one) == set()
+        one.exchange.tell_waiting({})
+        await until(lambda: waiting_at(other) == set())
+        one.route("r1", 0, tenant="gold")
+        await until(lambda: other.shares.counter("gold") == 250)
+        assert other.num_news >= 3
 
 
 async def test_records_of_others_that_make_no_sense_change_nothing(redis_client: redis.asyncio.Redis) -> None:

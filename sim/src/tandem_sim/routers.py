@@ -111,7 +111,7 @@ class Router:
 
     def judge(self, message: pb.RouteQuery) -> Judgement:
         """What would happen to it now; changes nothing."""
-        return self._desk.judge(message)[-1]
+        return self._desk.judge(message, self._loop.now_s)[-1]
 
     def observe_ttft(self, predicted_ms: float, observed_ms: float) -> None:
         """A frontend tells how a prediction turned out."""

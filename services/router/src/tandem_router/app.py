@@ -19,6 +19,7 @@ from tandem_router.booking_exchange import BookingExchange
 from tandem_router.bookings import Bookings
 from tandem_router.cluster import Cluster
 from tandem_router.config import RouterConfig
+from tandem_router.elsewhere import WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.feed import ClusterFeed
 from tandem_router.index import BlockIndex
@@ -61,7 +62,7 @@ class RouterApp:
         )
         self._follower = KvFollower(self._redis, self._keys, self.index, metrics, self._index_targets)
         self._router_id = f"router-{secrets.token_hex(4)}"
-        shares = FairShares(config.weights())
+        shares, elsewhere = FairShares(config.weights()), WaitingElsewhere()
         self._exchange = BookingExchange(
             self._redis,
             self._keys,
@@ -69,6 +70,7 @@ class RouterApp:
             self.cluster,
             shares,
             max_age_s=config.booking_max_age_s,
+            elsewhere=elsewhere,
         )
         self._servicer = RouterServicer(
             policy,
@@ -80,7 +82,9 @@ class RouterApp:
             rules=config.servicer_rules(),
             shares=shares,
             exchange=self._exchange,
+            elsewhere=elsewhere,
         )
+        self._exchange.on_news = self._servicer.others_started
         self._feed.add_observer(self._servicer.view_changed)
         self._rpc = RpcServer([_SERVICE_NAME])
         router_pb2_grpc.add_RouterServiceServicer_to_server(self._servicer, self._rpc.server)

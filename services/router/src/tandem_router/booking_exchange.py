@@ -12,20 +12,23 @@ takes every other one to have booked the same.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import redis.asyncio
 from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 from tandem.v1 import cluster_pb2 as pb
+from tandem_common.generation import RequestClass
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
 
 from tandem_router.bookings import BookedLoad, Booking
 from tandem_router.cluster import Cluster
+from tandem_router.elsewhere import MAX_TENANTS, Line, WaitingElsewhere
 from tandem_router.fairness import FairShares
 
 _FIELD = b"bookings"
@@ -39,6 +42,7 @@ _BACKOFF_S = 0.5
 _MAX_TOKENS = 2**40
 _MAX_CONTEXT = 2**60
 _MAX_OTHERS = 15
+_MAX_LINES = 64
 _SETTLE_S = 0.1  # the stream takes milliseconds; if not, it tells nothing that is worth waiting for
 
 _log = get_logger("bookings")
@@ -56,14 +60,23 @@ class BookingExchange:
         shares: FairShares,
         *,
         max_age_s: float,
+        elsewhere: WaitingElsewhere | None = None,
+        on_news: Callable[[], None] = lambda: None,
     ) -> None:
-        """`max_age_s`: how old bookings may be that a router starts with; also how long the stream outlives them."""
+        """`max_age_s`: how old bookings may be that a router starts with; also how long the stream outlives them.
+
+        `elsewhere` is told who waits at other routers; `on_news` is called after others started requests.
+        """
         self._redis = client
         self._key = keys.bookings()
         self._router_id = router_id
         self._cluster = cluster
         self._shares = shares
         self._max_age_s = max_age_s
+        self._elsewhere = elsewhere or WaitingElsewhere()
+        self.on_news = on_news
+        self._queue: pb.SharedQueue | None = None  # to be told with the next entry
+        self._told_queue = pb.SharedQueue()
         self._others: dict[str, float] = {}  # routers heard of, and when
         self._unsettled: deque[tuple[float, str, str]] = deque()  # time, model, request id
         self._unsent: deque[pb.SharedBooking] = deque(maxlen=_MAX_UNSENT)
@@ -97,6 +110,22 @@ class BookingExchange:
         )
         self._wake.set()
 
+    def tell_waiting(self, waiting: Mapping[Line, Iterable[str]]) -> None:
+        """Tell others soon who waits here; to be called again every second as long as anybody does."""
+        queue = pb.SharedQueue(
+            lines=[
+                pb.SharedLine(
+                    model=model,
+                    batch=request_class is RequestClass.BATCH,
+                    tenants=itertools.islice(tenants, MAX_TENANTS),
+                )
+                for (model, request_class), tenants in waiting.items()
+            ]
+        )
+        if queue.lines or self._told_queue.lines:
+            self._queue = self._told_queue = queue
+            self._wake.set()
+
     async def run(self) -> None:
         """Send and receive until cancelled; both go on after Redis was away."""
         async with asyncio.TaskGroup() as tasks:
@@ -108,19 +137,23 @@ class BookingExchange:
             await self._wake.wait()
             await asyncio.sleep(_GATHER_S)
             self._wake.clear()
-            while self._unsent:
+            while self._unsent or self._queue is not None:
                 count = min(len(self._unsent), _MAX_PER_ENTRY)
-                entry = pb.SharedBookings(
-                    router_id=self._router_id, bookings=[self._unsent.popleft() for _ in range(count)]
-                )
                 try:
-                    async with self._redis.pipeline(transaction=False) as pipeline:
-                        pipeline.xadd(self._key, {_FIELD: entry.SerializeToString()}, maxlen=_MAX_STREAM)
-                        pipeline.pexpire(self._key, max(1000, round(2000 * self._max_age_s)))
-                        await pipeline.execute()
+                    await self._append([self._unsent.popleft() for _ in range(count)])
                 except (RedisError, OSError):
                     # Bookings are worth seconds: what could not be sent now is not worth a second try.
                     await asyncio.sleep(_BACKOFF_S)
+
+    async def _append(self, bookings: Sequence[pb.SharedBooking]) -> bytes:
+        """Write an entry; its id."""
+        queue, self._queue = self._queue, None
+        entry = pb.SharedBookings(router_id=self._router_id, bookings=bookings, queue=queue)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.xadd(self._key, {_FIELD: entry.SerializeToString()}, maxlen=_MAX_STREAM)
+            pipeline.pexpire(self._key, max(1000, round(2000 * self._max_age_s)))
+            entry_id: bytes = (await pipeline.execute())[0]
+        return entry_id
 
     async def _receive(self) -> None:
         cursor: str | None = None
@@ -129,8 +162,9 @@ class BookingExchange:
             self._settle()
             try:
                 if cursor is None:
-                    seconds, _ = await self._redis.time()
-                    cursor = f"{round(1000 * (seconds - self._max_age_s))}-0"
+                    # Others hear of this router from now on, and the id tells the time by the clock of Redis.
+                    now_ms = int((await self._append([])).partition(b"-")[0])
+                    cursor = f"{max(0, now_ms - round(1000 * self._max_age_s))}-0"
                 streams: Any = await self._redis.xread(
                     {self._key: cursor}, count=_ENTRIES_PER_READ, block=_BLOCK_MS
                 )
@@ -176,7 +210,10 @@ class BookingExchange:
             # Everything that others decided before this is known now.
             self._settle({booking.request_id for booking in entry.bookings})
             return
-        self._others[entry.router_id[:128]] = now_s
+        router_id = entry.router_id[:128]
+        self._others[router_id] = now_s
+        if entry.HasField("queue"):
+            self._elsewhere.note(router_id, _waiting(entry.queue), now_s)
         by_model: dict[str, list[tuple[str, list[Booking]]]] = {}
         for shared in entry.bookings[:_MAX_PER_ENTRY]:
             if not shared.request_id or len(shared.request_id) > 128:
@@ -187,6 +224,16 @@ class BookingExchange:
                 self._shares.charge(shared.tenant, min(shared.charged_tokens, _MAX_TOKENS))
         for model, requests in by_model.items():
             self._cluster.book_shared(model, requests)
+        self.on_news()
+
+
+def _waiting(queue: pb.SharedQueue) -> dict[Line, list[str]]:
+    return {
+        (line.model, RequestClass.BATCH if line.batch else RequestClass.INTERACTIVE): line.tenants[
+            :MAX_TENANTS
+        ]
+        for line in queue.lines[:_MAX_LINES]
+    }
 
 
 def _booking(load: pb.BookedLoad, now_s: float) -> Booking:

@@ -7,6 +7,7 @@ order, as long as the first of them can start; so nobody overtakes a large reque
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -22,12 +23,17 @@ from tandem_router.admission import (
     Verdict,
     retry_after_ms,
 )
+from tandem_router.elsewhere import Line, WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.policies import Policy
 from tandem_router.query import ROUTE_LIMITS, Decision, Query
 from tandem_router.queue import QueueFull, RequestQueue, Waiting
 from tandem_router.view import ClusterView
 
+# So much may a tenant have been served more than one that waits at another router, which is waited for so long if it is
+# not served at all.
+_REQUESTS_AHEAD = 4
+_MAX_HELD_S = 2.0
 _WAITED_TOO_LONG = "the request waited for too long; try again later"
 
 
@@ -86,8 +92,12 @@ class Desk:
         rules: AdmissionRules,
         queue_rules: QueueRules,
         error: PredictionError,
+        elsewhere: WaitingElsewhere | None = None,
     ) -> None:
-        """`make_query` raises InvalidRequest; `on_start` books, so that `view` knows of it from then on."""
+        """`make_query` raises InvalidRequest; `on_start` books, so that `view` knows of it from then on.
+
+        Without `elsewhere`, there is no other router.
+        """
         self._policy = policy
         self._view = view
         self._make_query = make_query
@@ -96,22 +106,27 @@ class Desk:
         self._rules = rules
         self._queue_rules = queue_rules
         self.error = error
+        self._elsewhere = elsewhere or WaitingElsewhere()
         self._lines: dict[str, _Line] = {}
         self._keys = itertools.count()
+        # Whose heads could start, but go after those who wait elsewhere: since when, and the least counter of those.
+        self._held: dict[Line, tuple[float, float]] = {}
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait now."""
         return sum(len(line.queue) for line in self._lines.values())
 
-    def judge(self, message: pb.RouteQuery) -> tuple[Query, ClusterView, Decision, Judgement]:
+    def judge(self, message: pb.RouteQuery, now_s: float) -> tuple[Query, ClusterView, Decision, Judgement]:
         """What would happen to a request that came now; changes nothing. Raises what the policy raises."""
         query, view = self._make_query(message), self._view()
         decision = self._policy.choose(query, view, ROUTE_LIMITS)
         line = self._lines.get(query.model)
-        is_free, drain_ms = True, 0.0
+        line_key = (query.model, query.request_class)
+        is_free = self._served_less(line_key, query.tenant, charged_tokens(query), now_s) is None
+        drain_ms = 0.0
         if line is not None:
-            is_free = line.queue.is_free_for(query.request_class)
+            is_free = is_free and line.queue.is_free_for(query.request_class)
             ahead = line.queue.tokens_ahead_of(query.request_class)
             drain_ms = line.drain.drain_ms(ahead, _prior_rate(query, view, decision))
         judgement = self._rules.judge(
@@ -124,7 +139,7 @@ class Desk:
 
         Raises Overloaded when it would miss its deadline or too many wait.
         """
-        query, view, decision, judgement = self.judge(message)
+        query, view, decision, judgement = self.judge(message, now_s)
         if judgement.verdict is Verdict.REFUSE:
             raise Overloaded(judgement.reason, retry_after_ms=judgement.retry_after_ms)
         line = self._lines.get(query.model)
@@ -144,7 +159,7 @@ class Desk:
             **({"deadline_s": now_s + deadline_ms / 1000} if deadline_ms else {}),
         )
         try:
-            line.queue.push(item)
+            line.queue.push(item, self._elsewhere.tenants((query.model, query.request_class), now_s))
         except QueueFull:
             raise Overloaded(
                 f"{len(line.queue)} requests wait already; try again later",
@@ -173,6 +188,16 @@ class Desk:
             while (outcome := self._start_head(line, now_s)) is not None:
                 yield outcome
 
+    def waiting_tenants(self) -> dict[Line, set[str]]:
+        """Who waits for a turn, for other routers to know; not those who wait for workers of their own choice."""
+        waiting: dict[Line, set[str]] = {}
+        for model, line in self._lines.items():
+            for ticket in line.tickets.values():
+                message, item = ticket.message, ticket.item
+                if not (message.pinned_worker_ids or message.required_labels):
+                    waiting.setdefault((model, item.request_class), set()).add(item.tenant)
+        return waiting
+
     def waiting(self) -> list[Ticket]:
         """All that wait."""
         return [ticket for line in self._lines.values() for ticket in line.tickets.values()]
@@ -198,7 +223,8 @@ class Desk:
             self.leave(ticket)
             return ticket, error
         starved = item.request_class is RequestClass.BATCH and line.queue.starved(now_s) is item
-        if not self._rules.can_start(query, decision, starved=starved):
+        can_start = self._rules.can_start(query, decision, starved=starved)
+        if not can_start or (not starved and self._is_held(ticket, now_s)):
             line.drain.observe(now_s, 0, backlog=True)
             return None
         waited_ms = 1000 * (now_s - item.arrived_s)
@@ -206,6 +232,31 @@ class Desk:
         self.leave(ticket)
         line.drain.observe(now_s, item.num_tokens, backlog=bool(line.tickets))
         return ticket, started
+
+    def _is_held(self, ticket: Ticket, now_s: float) -> bool:
+        """Whether tenants that were served less wait at other routers, and are served.
+
+        What waits there may be unable to start for reasons of its own: nobody is held for those who make no progress.
+        """
+        item = ticket.item
+        line = (ticket.model, item.request_class)
+        least = self._served_less(line, item.tenant, item.num_tokens, now_s)
+        if least is None:
+            self._held.pop(line, None)
+            return False
+        since_s, known = self._held.get(line, (now_s, None))
+        if known != least:
+            since_s = now_s
+        self._held[line] = (since_s, least)
+        return now_s - since_s < _MAX_HELD_S
+
+    def _served_less(self, line: Line, tenant: str, num_tokens: int, now_s: float) -> float | None:
+        """The least counter of those who wait at other routers, if it is well below this tenant's."""
+        shares = self._shares
+        least = min(map(shares.counter, self._elsewhere.tenants(line, now_s)), default=math.inf)
+        # A little ahead is fine: no router stands idle while news travel.
+        ahead = _REQUESTS_AHEAD * num_tokens / shares.weight(tenant)
+        return least if shares.counter(tenant) - ahead > least else None
 
     def _start(
         self,

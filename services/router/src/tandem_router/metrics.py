@@ -69,6 +69,11 @@ class RouterMetrics:
         self.index_blocks = Gauge(
             "tandem_router_index_blocks", "Different block hashes in the index.", registry=registry
         )
+        self.catching_up = Gauge(
+            "tandem_router_workers_catching_up",
+            "Workers whose blocks are not known yet: routed to by load alone.",
+            registry=registry,
+        )
         self.view_stale_ms = Gauge(
             "tandem_router_view_stale_ms", "Milliseconds since Redis last answered.", registry=registry
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tandem_common.generation import RequestClass
@@ -56,14 +57,17 @@ class RequestQueue:
         self._turns = 0  # of interactive requests since the last one of batch
         self._classes = {RequestClass.INTERACTIVE: _Class(), RequestClass.BATCH: _Class()}
 
-    def push(self, item: Waiting) -> None:
-        """Let it wait; QueueFull when too many do. Its tenant is lifted if it did not wait before."""
+    def push(self, item: Waiting, elsewhere: Iterable[str] = ()) -> None:
+        """Let it wait; QueueFull when too many do.
+
+        Its tenant is lifted if it did not wait before; `elsewhere` are those that wait at other routers.
+        """
         if len(self) >= self._max_depth:
             raise QueueFull
         waiting = self._classes[item.request_class]
         assert item.key not in waiting.by_key, "keys are unique"
         if item.tenant not in waiting.by_tenant:
-            self._shares.lift(item.tenant, waiting.by_tenant)
+            self._shares.lift(item.tenant, (*waiting.by_tenant, *elsewhere))
         waiting.by_key[item.key] = item
         insort(waiting.by_tenant.setdefault(item.tenant, []), (item.deadline_s, item.key))
         waiting.num_tokens += item.num_tokens

@@ -22,6 +22,7 @@ from tandem_router.booking_exchange import BookingExchange
 from tandem_router.cluster import Cluster
 from tandem_router.desk import Desk, QueueRules, charged_tokens
 from tandem_router.dispatcher import Dispatched, Dispatcher
+from tandem_router.elsewhere import WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.feed import ClusterFeed
 from tandem_router.index import BlockIndex
@@ -69,6 +70,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         rules: ServicerRules,
         shares: FairShares,
         exchange: BookingExchange | None = None,
+        elsewhere: WaitingElsewhere | None = None,
     ) -> None:
         """Without `exchange`, nobody else hears of the bookings."""
         self._policy = policy
@@ -91,6 +93,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                 rules=rules.admission,
                 queue_rules=rules.queue,
                 error=PredictionError(quantile=rules.error_quantile),
+                elsewhere=elsewhere,
             )
         )
         self._turns: Counter[str] = Counter()  # decisions by model
@@ -125,7 +128,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Decide without booking, or look up what was decided."""
         admission = None
         if request.HasField("query"):
-            query, view, decision, judgement = self._dispatcher.desk.judge(request.query)
+            query, view, decision, judgement = self._dispatcher.desk.judge(request.query, time.monotonic())
             admission = admission_to_proto(
                 judgement, self._dispatcher.num_waiting, self._dispatcher.error.factor
             )
@@ -159,8 +162,17 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     def view_changed(self, _: ClusterView) -> None:
         """Start those who wait and can start now."""
         self._dispatcher.pump()
+        if self._exchange is not None:
+            self._exchange.tell_waiting(self._dispatcher.desk.waiting_tenants())
+        self._metrics.catching_up.set(
+            sum(not self._follower.ready(worker_id) for worker_id in self._cluster.registered)
+        )
         self._metrics.waiting.set(self._dispatcher.num_waiting)
         self._metrics.error_factor.set(self._dispatcher.error.factor)
+
+    def others_started(self) -> None:
+        """Start those who were held back for tenants that had their turn elsewhere now."""
+        self._dispatcher.pump()
 
     def _make_query(self, message: pb.RouteQuery) -> Query:
         now_s = time.monotonic()

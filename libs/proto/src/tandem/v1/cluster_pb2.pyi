@@ -190,6 +190,7 @@ class WorkerCard(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     METRICS_PORT_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    PRICE_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     epoch: _builtins.int
     """Names the incarnation; a later start has a greater epoch."""
@@ -215,6 +216,8 @@ class WorkerCard(_message.Message):
     """Prometheus port on the worker's host; 0 when off."""
     vocab_size: _builtins.int
     """Width of the model's output: token ids are below it."""
+    price_per_million_tokens: _builtins.float
+    """What a million tokens cost on this worker, in the money of the cluster; 0: nothing."""
     @_builtins.property
     def supported_roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
         """Roles that SetRole can give it."""
@@ -249,10 +252,11 @@ class WorkerCard(_message.Message):
         engine: _builtins.str = ...,
         metrics_port: _builtins.int = ...,
         vocab_size: _builtins.int = ...,
+        price_per_million_tokens: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size", b"block_size", "engine", b"engine", "epoch", b"epoch", "handoff_formats", b"handoff_formats", "kv_endpoints", b"kv_endpoints", "labels", b"labels", "max_context_tokens", b"max_context_tokens", "max_sequences", b"max_sequences", "max_step_tokens", b"max_step_tokens", "metrics_port", b"metrics_port", "model", b"model", "model_revision", b"model_revision", "num_blocks", b"num_blocks", "role", b"role", "status", b"status", "supported_roles", b"supported_roles", "vocab_size", b"vocab_size", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size", b"block_size", "engine", b"engine", "epoch", b"epoch", "handoff_formats", b"handoff_formats", "kv_endpoints", b"kv_endpoints", "labels", b"labels", "max_context_tokens", b"max_context_tokens", "max_sequences", b"max_sequences", "max_step_tokens", b"max_step_tokens", "metrics_port", b"metrics_port", "model", b"model", "model_revision", b"model_revision", "num_blocks", b"num_blocks", "price_per_million_tokens", b"price_per_million_tokens", "role", b"role", "status", b"status", "supported_roles", b"supported_roles", "vocab_size", b"vocab_size", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -539,23 +543,81 @@ class SharedBookings(_message.Message):
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     BOOKINGS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Service id of the router that decided; it skips its own entries."""
     @_builtins.property
     def bookings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedBooking]: ...
+    @_builtins.property
+    def queue(self) -> Global___SharedQueue:
+        """Present now and then: all who wait at this router, which replaces what it told before."""
+
     def __init__(
         self,
         *,
         router_id: _builtins.str = ...,
         bookings: _abc.Iterable[Global___SharedBooking] | None = ...,
+        queue: Global___SharedQueue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queue", b"_queue", "queue", b"queue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue", b"_queue", "bookings", b"bookings", "queue", b"queue", "router_id", b"router_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__queue: _TypeAlias = _typing.Literal["queue"]  # noqa: Y015
+    _WhichOneofArgType__queue: _TypeAlias = _typing.Literal["_queue", b"_queue"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue) -> _WhichOneofReturnType__queue | None: ...
+
+Global___SharedBookings: _TypeAlias = SharedBookings  # noqa: Y015
+
+@_typing.final
+class SharedQueue(_message.Message):
+    """Who waits at a router."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedLine]: ...
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___SharedLine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookings", b"bookings", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SharedBookings: _TypeAlias = SharedBookings  # noqa: Y015
+Global___SharedQueue: _TypeAlias = SharedQueue  # noqa: Y015
+
+@_typing.final
+class SharedLine(_message.Message):
+    """Tenants with waiting requests of one model and class."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    batch: _builtins.bool
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        batch: _builtins.bool = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "model", b"model", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedLine: _TypeAlias = SharedLine  # noqa: Y015
 
 @_typing.final
 class SharedBooking(_message.Message):

@@ -84,6 +84,7 @@ class RouteQuery(_message.Message):
     PINNED_WORKER_IDS_FIELD_NUMBER: _builtins.int
     REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    MAX_PRICE_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     model: _builtins.str
     num_tokens: _builtins.int
@@ -96,6 +97,8 @@ class RouteQuery(_message.Message):
     """Milliseconds until the first token is of no more use; 0: the class's default."""
     session_id: _builtins.str
     """Requests of one session prefer the workers of the one before; empty: none."""
+    max_price_per_million_tokens: _builtins.float
+    """Workers may cost this much per million tokens at most; absent: any price."""
     @_builtins.property
     def excluded_worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers that failed this request before."""
@@ -123,12 +126,15 @@ class RouteQuery(_message.Message):
         pinned_worker_ids: _abc.Iterable[_builtins.str] | None = ...,
         required_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         session_id: _builtins.str = ...,
+        max_price_per_million_tokens: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_price_per_million_tokens", b"_max_price_per_million_tokens", "max_price_per_million_tokens", b"max_price_per_million_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "excluded_worker_ids", b"excluded_worker_ids", "max_tokens", b"max_tokens", "model", b"model", "num_tokens", b"num_tokens", "pinned_worker_ids", b"pinned_worker_ids", "request_class", b"request_class", "request_id", b"request_id", "required_labels", b"required_labels", "session_id", b"session_id", "tenant", b"tenant", "ttft_deadline_ms", b"ttft_deadline_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_price_per_million_tokens", b"_max_price_per_million_tokens", "block_hashes", b"block_hashes", "excluded_worker_ids", b"excluded_worker_ids", "max_price_per_million_tokens", b"max_price_per_million_tokens", "max_tokens", b"max_tokens", "model", b"model", "num_tokens", b"num_tokens", "pinned_worker_ids", b"pinned_worker_ids", "request_class", b"request_class", "request_id", b"request_id", "required_labels", b"required_labels", "session_id", b"session_id", "tenant", b"tenant", "ttft_deadline_ms", b"ttft_deadline_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_price_per_million_tokens: _TypeAlias = _typing.Literal["max_price_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_price_per_million_tokens: _TypeAlias = _typing.Literal["_max_price_per_million_tokens", b"_max_price_per_million_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_price_per_million_tokens) -> _WhichOneofReturnType__max_price_per_million_tokens | None: ...
 
 Global___RouteQuery: _TypeAlias = RouteQuery  # noqa: Y015
 
