@@ -53,6 +53,22 @@ def test_failed_draining_and_small_workers_are_left_out_with_the_reason() -> Non
     }
 
 
+def test_workers_dearer_than_the_request_allows_are_left_out_on_both_sides() -> None:
+    view = view_of(
+        prefill_worker("p-cheap", price=0.1),
+        prefill_worker("p-dear", price=2.0),
+        decode_worker("d-cheap", price=0.5),
+        decode_worker("d-dear", price=0.6),
+        decode_worker("d-free"),
+    )
+    eligible = eligible_workers(make_query(max_price=0.5), view)
+    assert ids(eligible) == (["p-cheap"], ["d-cheap", "d-free"])
+    assert eligible.excluded == dict.fromkeys(("p-dear", "d-dear"), "dearer than the request allows")
+    assert ids(eligible_workers(make_query(max_price=0.0), view)) == ([], ["d-free"])
+    with pytest.raises(Unavailable, match="1 dearer than the request allows"):
+        eligible_workers(make_query(max_price=0.1), view_of(decode_worker("d", price=0.2)))
+
+
 def test_a_prompt_that_fills_the_context_is_taken() -> None:
     view = view_of(decode_worker("d", max_context_tokens=1008, num_blocks=63))
     assert ids(eligible_workers(make_query(1008, max_tokens=1), view)) == ([], ["d"])

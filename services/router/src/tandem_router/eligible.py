@@ -12,6 +12,7 @@ from tandem_router.view import ClusterView, WorkerFacts, WorkerRole, WorkerView
 _FAILED_BEFORE = "failed this request before"
 _NOT_PINNED = "not one of the workers that the request names"
 _LABELS_DIFFER = "without the labels that the request requires"
+_TOO_DEAR = "dearer than the request allows"
 _DRAINING = "draining"
 _NO_DECODE_PARTNER = "shares no handoff format with a decode worker that can take the request"
 
@@ -47,6 +48,8 @@ def eligible_workers(query: Query, view: ClusterView) -> Eligible:
             excluded[facts.worker_id] = _NOT_PINNED
         elif query.required_labels and not query.required_labels.items() <= facts.labels.items():
             excluded[facts.worker_id] = _LABELS_DIFFER
+        elif facts.price > query.max_price:
+            excluded[facts.worker_id] = _TOO_DEAR
         elif facts.draining:
             excluded[facts.worker_id] = _DRAINING
         elif (too_long := _too_long(query, facts)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ class Query:
     excluded_worker_ids: frozenset[str] = frozenset()
     pinned_worker_ids: frozenset[str] = frozenset()  # not empty: these only
     required_labels: Mapping[str, str] = field(default_factory=dict)
+    max_price: float = math.inf  # of a million tokens
     preferred_worker_ids: frozenset[str] = frozenset()  # of the request's session
     request_class: RequestClass = RequestClass.INTERACTIVE
     tenant: str = ""
@@ -39,7 +41,12 @@ class Query:
     @property
     def is_restricted(self) -> bool:
         """Whether the request itself leaves workers out."""
-        return bool(self.excluded_worker_ids or self.pinned_worker_ids or self.required_labels)
+        return bool(
+            self.excluded_worker_ids
+            or self.pinned_worker_ids
+            or self.required_labels
+            or self.max_price < math.inf
+        )
 
     def cached_at(self, worker: WorkerView) -> int:
         """Leading blocks that need not be computed on this worker: never the last token's."""

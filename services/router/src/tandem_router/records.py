@@ -45,6 +45,7 @@ def facts_from_card(card: pb.WorkerCard) -> WorkerFacts | None:
         ),
         hardware=labels.get("hardware", ""),
         labels=dict(labels),
+        price=price if math.isfinite(price := card.price_per_million_tokens) and price >= 0 else math.inf,
     )
 
 

@@ -1,7 +1,8 @@
 """Blocks that a decision will bring into a worker's cache, before the worker's events say so.
 
 A burst of requests with one prefix is routed within milliseconds; events take an engine step and a stream. A block hash
-names everything before it, so of each decision only every 16th block and the last are noted.
+names everything before it, so of each decision only a few blocks are noted: the 4th, 8th and 16th, then every
+32nd, and the last.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import NamedTuple
 
 from tandem_common.hashing import HASH_BYTES
 
-_STRIDE = 16
+_FIRST_NOTED = (4, 8, 16)
+_STRIDE = 32
 
 
 class _Expected(NamedTuple):
@@ -63,7 +65,8 @@ class SpeculativeIndex:
 def _noted(packed: bytes) -> list[int]:
     """Which blocks of a sequence are noted: their numbers, from 1."""
     num_blocks = len(packed) // HASH_BYTES
-    numbers = list(range(_STRIDE, num_blocks + 1, _STRIDE))
-    if num_blocks % _STRIDE:
+    numbers = [number for number in _FIRST_NOTED if number < num_blocks]
+    numbers.extend(range(_STRIDE, num_blocks, _STRIDE))
+    if num_blocks:
         numbers.append(num_blocks)
     return numbers

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 from tandem.v1 import router_pb2 as pb
@@ -50,11 +51,6 @@ def query_from_proto(
         raise InvalidRequest(
             f"max_tokens must be between 1 and {MAX_TOKENS}, got {message.max_tokens}", param="max_tokens"
         )
-    if len(message.excluded_worker_ids) > MAX_EXCLUDED:
-        raise InvalidRequest(
-            f"{len(message.excluded_worker_ids)} excluded workers; at most {MAX_EXCLUDED} are allowed",
-            param="excluded_worker_ids",
-        )
     if len(message.session_id) > MAX_SESSION_CHARACTERS:
         raise InvalidRequest(
             f"session_id has more than {MAX_SESSION_CHARACTERS} characters", param="session_id"
@@ -76,9 +72,10 @@ def query_from_proto(
         num_tokens=message.num_tokens,
         max_tokens=message.max_tokens,
         cached_blocks=cached,
-        excluded_worker_ids=frozenset(message.excluded_worker_ids),
-        pinned_worker_ids=_pins(message),
+        excluded_worker_ids=_worker_ids(message.excluded_worker_ids, "excluded_worker_ids"),
+        pinned_worker_ids=_worker_ids(message.pinned_worker_ids, "pinned_worker_ids"),
         required_labels=_labels(message),
+        max_price=_max_price(message),
         preferred_worker_ids=preferred,
         tenant=message.tenant,
         ttft_deadline_ms=message.ttft_deadline_ms,
@@ -129,14 +126,11 @@ def explanation_to_proto(
     )
 
 
-def _pins(message: pb.RouteQuery) -> frozenset[str]:
-    """Ids of workers, never addresses."""
-    pinned = message.pinned_worker_ids
-    if len(pinned) > MAX_EXCLUDED or not all(_REQUEST_ID.fullmatch(worker_id) for worker_id in pinned):
-        raise InvalidRequest(
-            f"pinned_worker_ids must be at most {MAX_EXCLUDED} ids of workers", param="pinned_worker_ids"
-        )
-    return frozenset(pinned)
+def _worker_ids(given: Sequence[str], param: str) -> frozenset[str]:
+    """Ids of workers, never addresses: an id has no colon."""
+    if len(given) > MAX_EXCLUDED or not all(_REQUEST_ID.fullmatch(worker_id) for worker_id in given):
+        raise InvalidRequest(f"{param} must be at most {MAX_EXCLUDED} ids of workers", param=param)
+    return frozenset(given)
 
 
 def _labels(message: pb.RouteQuery) -> dict[str, str]:
@@ -147,6 +141,18 @@ def _labels(message: pb.RouteQuery) -> dict[str, str]:
             param="required_labels",
         )
     return labels
+
+
+def _max_price(message: pb.RouteQuery) -> float:
+    if not message.HasField("max_price_per_million_tokens"):
+        return math.inf
+    price = message.max_price_per_million_tokens
+    if not (math.isfinite(price) and price >= 0):
+        raise InvalidRequest(
+            f"max_price_per_million_tokens must be a number from 0 on, got {price}",
+            param="max_price_per_million_tokens",
+        )
+    return price
 
 
 def _ref(worker: WorkerView) -> pb.WorkerRef:
