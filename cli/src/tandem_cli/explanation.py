@@ -43,6 +43,7 @@ def explanation(response: router_pb2.ExplainResponse) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"Chosen: {chosen.decode.worker_id}, {how} (policy {response.policy})", "bold"),
         Text(_prediction(chosen)),
+        *([Text(_admission(response.admission))] if response.HasField("admission") else []),
         Text(),
         _candidates(response),
     ]
@@ -62,6 +63,23 @@ def _prediction(chosen: router_pb2.RouteResponse) -> str:
         else "no speeds are known yet"
     )
     return f"{first}; {chosen.predicted_cached_tokens} tokens of the prompt expected in its cache"
+
+
+def _admission(admission: router_pb2.AdmissionView) -> str:
+    """What the queue would make of the request; only a dry run has it."""
+    deadline = f" (deadline {admission.deadline_ms:.0f} ms)" if admission.deadline_ms else ""
+    bound = f"first token within {admission.ttft_bound_ms:.0f} ms{deadline}"
+    error = f"predictions were {admission.error_factor:.2f} times too short lately, at the quantile in use"
+    match admission.verdict:
+        case "start":
+            verdict = f"It would start now; {bound}"
+        case "wait":
+            verdict = (
+                f"It would wait {admission.wait_ms:.0f} ms, beside {admission.num_waiting} others; {bound}"
+            )
+        case _:
+            verdict = f"It would be refused: {admission.reason}"
+    return f"{verdict}; {error}"
 
 
 def _candidates(response: router_pb2.ExplainResponse) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 from redis.exceptions import RedisError
-from tandem.v1 import router_pb2_grpc
+from tandem.v1 import router_pb2, router_pb2_grpc
 from tandem_common.config import ConfigError
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
@@ -59,7 +59,29 @@ def local_stack_record() -> RunRecord | None:
 @asynccontextmanager
 async def router_stub(place: RouterPlace) -> AsyncIterator[router_pb2_grpc.RouterServiceAsyncStub]:
     """A stub of a router that answers; ConfigError when there is none. Failed calls raise ConfigError as well."""
-    address = place.address or await _registered_router(place)
+    address = place.address or (await _registered_routers(place))[0]
+    async with _stub_at(address) as stub:
+        yield stub
+
+
+async def explain_request(place: RouterPlace, request_id: str) -> router_pb2.ExplainResponse:
+    """What the router that routed a request says of it: each remembers its own, so all that are there are asked.
+
+    ConfigError when none of them remembers it.
+    """
+    request = router_pb2.ExplainRequest(request_id=request_id)
+    failures = []
+    for address in [place.address] if place.address else await _registered_routers(place):
+        try:
+            async with _stub_at(address) as stub:
+                return await stub.Explain(request, timeout=RPC_TIMEOUT_S)
+        except ConfigError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+@asynccontextmanager
+async def _stub_at(address: str) -> AsyncIterator[router_pb2_grpc.RouterServiceAsyncStub]:
     channel = open_channel(address)
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -73,7 +95,8 @@ async def router_stub(place: RouterPlace) -> AsyncIterator[router_pb2_grpc.Route
         await channel.close()
 
 
-async def _registered_router(place: RouterPlace) -> str:
+async def _registered_routers(place: RouterPlace) -> list[str]:
+    """Addresses; at least one."""
     client: Any = connect(place.redis_url)
     try:
         watcher = ServiceWatcher(client, Keys(place.cluster), "router")
@@ -84,6 +107,6 @@ async def _registered_router(place: RouterPlace) -> str:
         ) from None
     finally:
         await client.aclose()
-    for card in watcher.services.values():
-        return card.address
+    if watcher.services:
+        return [card.address for card in watcher.services.values()]
     raise ConfigError(f"no router is registered in cluster {place.cluster!r}; is the stack still starting?")

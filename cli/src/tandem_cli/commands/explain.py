@@ -12,7 +12,13 @@ from tandem_client import AsyncClient, ChatMessage, TandemError
 from tandem_common.config import ConfigError
 
 from tandem_cli.explanation import dry_run_query, explanation
-from tandem_cli.router_access import RPC_TIMEOUT_S, local_stack_record, place_of_router, router_stub
+from tandem_cli.router_access import (
+    RPC_TIMEOUT_S,
+    explain_request,
+    local_stack_record,
+    place_of_router,
+    router_stub,
+)
 from tandem_cli.run_file import RunRecord
 
 
@@ -60,17 +66,15 @@ def explain(
         raise ConfigError("--prompt needs a frontend to tokenize it: pass --address HOST:PORT")
 
     async def ask() -> router_pb2.ExplainResponse:
+        if prompt is None:
+            return await explain_request(place, request_id or "")
         async with router_stub(place) as stub:
-            if prompt is None:
-                request = router_pb2.ExplainRequest(request_id=request_id or "")
-            else:
-                card = await _card(stub, model)
-                token_ids = await _tokenize(frontend, api_key, card.model, prompt)
-                query = dry_run_query(
-                    card, token_ids, secret=_secret(stack), tenant=tenant, max_tokens=max_tokens
-                )
-                request = router_pb2.ExplainRequest(query=query)
-            return await stub.Explain(request, timeout=RPC_TIMEOUT_S)
+            card = await _card(stub, model)
+            token_ids = await _tokenize(frontend, api_key, card.model, prompt)
+            query = dry_run_query(
+                card, token_ids, secret=_secret(stack), tenant=tenant, max_tokens=max_tokens
+            )
+            return await stub.Explain(router_pb2.ExplainRequest(query=query), timeout=RPC_TIMEOUT_S)
 
     Console().print(explanation(asyncio.run(ask())))
 
