@@ -59,6 +59,7 @@ class WorkerFacts:
     place: Place = NOWHERE
     hardware: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    price: float = 0.0  # of a million tokens
 
     def blocks_of(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
