@@ -25,7 +25,7 @@ from statistics import median
 
 import numpy as np
 import uvloop
-from handoff_worker import BLOCK_BYTES, NUM_BLOCKS, POOL_BYTES, REQUEST_ID, start_worker, whole_pool
+from handoff_worker import BLOCK_BYTES, NUM_BLOCKS, POOL_BYTES, requests, start_worker
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -67,17 +67,16 @@ class Peer:
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
 
 
-class Blocks:
-    """Walks through the pool, a stretch of so many blocks at a time."""
+class Walk:
+    """Walks through the pool, a request at a time."""
 
     def __init__(self) -> None:
         self._next = 0
 
-    def take(self, count: int) -> int:
-        """The first of the next `count` blocks."""
-        first = self._next if self._next + count <= NUM_BLOCKS else 0
-        self._next = first + count
-        return first
+    def take(self, num_bytes: int) -> int:
+        """Which of the requests of so many bytes is next."""
+        self._next = (self._next + 1) % (POOL_BYTES // num_bytes)
+        return self._next
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Handoffs:
     worker: Worker
     card: cluster_pb2.WorkerCard
     peer: Peer
-    blocks: Blocks
+    walk: Walk
 
     async def one(self, num_bytes: int) -> float:
         """Seconds that one handoff takes, alone."""
@@ -100,37 +99,40 @@ class Handoffs:
 
     async def _timed(self, num_bytes: int, num_handoffs: int) -> float:
         count = num_bytes // BLOCK_BYTES
-        firsts = [self.blocks.take(count) for _ in range(num_handoffs)]
-        leases = [await self.peer.ask(first=first, end=first + count) for first in firsts]
+        names = [f"req-{count}-{self.walk.take(num_bytes)}" for _ in range(num_handoffs)]
+        leases = [await self.peer.ask(request_id=name, num_blocks=count) for name in names]
         gate = asyncio.Semaphore(NUM_AT_ONCE)
 
-        async def ship(first: int, lease: dict[str, str]) -> None:
+        async def ship(name: str, lease: dict[str, str]) -> None:
             async with gate:
-                await self._ship(first, count, lease)
+                await self._ship(name, count, lease)
 
         start = time.perf_counter()
-        await asyncio.gather(*(ship(first, lease) for first, lease in zip(firsts, leases, strict=True)))
+        if num_handoffs == 1:
+            await self._ship(names[0], count, leases[0])
+        else:
+            await asyncio.gather(*map(ship, names, leases))
         duration = time.perf_counter() - start
         for lease in leases:
             self.peer.tell(release=lease["lease_id"])
         return duration
 
-    async def _ship(self, first: int, count: int, granted: dict[str, str]) -> None:
+    async def _ship(self, name: str, count: int, granted: dict[str, str]) -> None:
         destination = Destination(
             card=self.card,
             lease_id=granted["lease_id"],
             ticket=bytes.fromhex(granted["ticket"]),
-            first_block=first,
-            num_blocks=first + count,
+            first_block=0,
+            num_blocks=count,
         )
         async with self.worker.leases.hold(
             lease_id=destination.lease_id,
-            request_id=REQUEST_ID,
+            request_id=name,
             peer_worker_id="decode",
-            first_block=first,
-            num_blocks=first + count,
+            first_block=0,
+            num_blocks=count,
         ) as lease:
-            await Shipping(self.worker, REQUEST_ID, destination, lease).ship(first, first + count)
+            await Shipping(self.worker, name, destination, lease).ship(0, count)
 
 
 class Plain:
@@ -140,11 +142,11 @@ class Plain:
         self._pool = pool
         self._target = np.ones(POOL_BYTES, dtype=np.uint8).data
         self._sock = sock
-        self._blocks = Blocks()
+        self._walk = Walk()
 
     async def copy(self, num_bytes: int) -> float:
         """Seconds of one memmove."""
-        start = self._blocks.take(num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        start = self._walk.take(num_bytes) * num_bytes
         source, target = (_address(memory[start:]) for memory in (self._pool, self._target))
         started = time.perf_counter()
         ctypes.memmove(target, source, num_bytes)
@@ -152,7 +154,7 @@ class Plain:
 
     async def send(self, num_bytes: int) -> float:
         """Seconds until the other end has everything and said so."""
-        start = self._blocks.take(num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        start = self._walk.take(num_bytes) * num_bytes
         loop, view = asyncio.get_running_loop(), self._pool[start : start + num_bytes]
         started = time.perf_counter()
         await loop.sock_sendall(self._sock, num_bytes.to_bytes(8, "little"))
@@ -176,10 +178,7 @@ async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[flo
     worker, runner = await start_worker("prefill")
     peer = Peer(process)
     found = await peer.first_words()
-    worker.engine.submit(whole_pool(), PrefillMode.HOLD)
-    async for output in worker.engine.steps():
-        if output.tokens:
-            break
+    steps = worker.engine.steps()
     sock = socket.create_connection(("127.0.0.1", int(str(found["bare"]))))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setblocking(False)
@@ -196,12 +195,21 @@ async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[flo
         "tcp in a row": by_tcp.in_a_row,
     }
     seconds: dict[int, dict[str, list[float]]] = {size: {way: [] for way in ways} for size in sizes}
-    for number in range(-2, rounds):  # the first two warm up
-        for size in sizes:
+    for size in sizes:
+        prepared = requests(size * MIB // BLOCK_BYTES)
+        await peer.ask(prepare=size * MIB // BLOCK_BYTES)
+        for request in prepared:
+            worker.engine.submit(request, PrefillMode.HOLD)
+        num_ready = 0
+        while num_ready < len(prepared):
+            num_ready += len((await anext(steps)).tokens)
+        for number in range(-2, rounds):  # the first two warm up
             for way, run in ways.items():
                 duration = await run(size * MIB)
                 if number >= 0:
                     seconds[size][way].append(duration)
+        for request in prepared:
+            worker.engine.cancel(request.request_id)
     sock.close()
     for side in (by_shm, by_tcp):
         await side.worker.connections.close()
@@ -223,7 +231,7 @@ def handoffs(worker: Worker, kind: str, address: str, peer: Peer) -> Handoffs:
         host_id=shm.host_id() if kind == "shm" else "",
     )
     card = cluster_pb2.WorkerCard(worker_id="decode", epoch=1, kv_endpoints=[endpoint])
-    return Handoffs(replace(worker, connections=connections), card, peer, Blocks())
+    return Handoffs(replace(worker, connections=connections), card, peer, Walk())
 
 
 def report(seconds: dict[int, dict[str, list[float]]]) -> None:

@@ -46,7 +46,6 @@ BLOCK_BYTES = 512 << 10
 # Twice the largest handoff: what is copied comes from memory and goes there, not from and to a cache.
 NUM_BLOCKS = 1024
 POOL_BYTES = NUM_BLOCKS * BLOCK_BYTES
-REQUEST_ID = "req-handoff"
 
 
 class PoolRunner:
@@ -72,7 +71,7 @@ class PoolRunner:
             block_size=BLOCK_SIZE,
             num_blocks=NUM_BLOCKS,
             max_step_tokens=NUM_BLOCKS * BLOCK_SIZE,
-            max_sequences=4,
+            max_sequences=NUM_BLOCKS,
             dtype="bfloat16",
             block_shape=self.cache.block_shape,
             block_bytes=self.cache.block_bytes,
@@ -109,6 +108,7 @@ async def start_worker(worker_id: str) -> tuple[Worker, PoolRunner]:
         block_size=BLOCK_SIZE,
         num_blocks=NUM_BLOCKS,
         max_step_tokens=NUM_BLOCKS * BLOCK_SIZE,
+        max_sequences=NUM_BLOCKS,
         cluster_secret="a secret of the bench",
     )
     runner = PoolRunner(config)
@@ -122,22 +122,24 @@ async def start_worker(worker_id: str) -> tuple[Worker, PoolRunner]:
     )
 
 
-def whole_pool() -> Generation:
-    """A request that takes every block."""
-    num_tokens = NUM_BLOCKS * BLOCK_SIZE - 1
-    return Generation(
-        request_id=REQUEST_ID,
-        token_ids=[1] * num_tokens,
-        num_prompt_tokens=num_tokens,
-        namespace=bytes(16),
-        stopping=StoppingParams(max_tokens=1),
-    )
+def requests(num_blocks: int) -> list[Generation]:
+    """Requests of so many blocks each that fill the pool together."""
+    num_tokens = num_blocks * BLOCK_SIZE
+    return [
+        Generation(
+            request_id=f"req-{num_blocks}-{index}",
+            token_ids=[index] * num_tokens,
+            num_prompt_tokens=num_tokens,
+            namespace=bytes(16),
+            stopping=StoppingParams(max_tokens=1),
+        )
+        for index in range(NUM_BLOCKS // num_blocks)
+    ]
 
 
 async def receive(commands: asyncio.StreamReader) -> None:
     """Give leases as long as stdin is open."""
     worker, _ = await start_worker("decode")
-    reservation = await worker.engine.blocks.reserve(whole_pool())
     bare = socket.create_server(("127.0.0.1", 0))
     bare.setblocking(False)
     async with AsyncExitStack() as stack:
@@ -146,36 +148,45 @@ async def receive(commands: asyncio.StreamReader) -> None:
         tasks.append(asyncio.create_task(receive_bare(bare)))
         stack.callback(lambda: [task.cancel() for task in tasks])
         say(
-            num_blocks=reservation.num_blocks,
             bare=bare.getsockname()[1],
             **{receiver.kind: receiver.address for receiver in receivers},
         )
         held: dict[str, AsyncExitStack] = {}
+        reserved: list[Generation] = []
         while line := await commands.readline():
             command = json.loads(line)
             if lease_id := command.get("release"):
                 await held.pop(lease_id).aclose()
                 continue
-            lease_id, first, end = secrets.token_hex(16), command["first"], command["end"]
+            if num_blocks := command.get("prepare"):
+                for request in reserved:
+                    worker.engine.cancel(request.request_id)
+                reserved = requests(num_blocks)
+                for request in reserved:
+                    await worker.engine.blocks.reserve(request)
+                say()
+                continue
+            request_id, num_blocks = command["request_id"], command["num_blocks"]
+            lease_id = secrets.token_hex(16)
             held[lease_id] = AsyncExitStack()
             await held[lease_id].enter_async_context(
                 worker.leases.hold(
                     lease_id=lease_id,
-                    request_id=REQUEST_ID,
+                    request_id=request_id,
                     peer_worker_id="prefill",
-                    first_block=first,
-                    num_blocks=end,
+                    first_block=0,
+                    num_blocks=num_blocks,
                 )
             )
             ticket = worker.tickets.sign(
                 transfer_pb2.TicketClaims(
-                    request_id=REQUEST_ID,
+                    request_id=request_id,
                     lease_id=lease_id,
                     source_worker_id="prefill",
                     destination_worker_id="decode",
                     destination_epoch=1,
-                    first_block=first,
-                    num_blocks=end,
+                    first_block=0,
+                    num_blocks=num_blocks,
                 )
             )
             say(lease_id=lease_id, ticket=ticket.hex())

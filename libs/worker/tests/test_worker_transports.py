@@ -1,10 +1,13 @@
 import asyncio
 import contextlib
+import gc
 import os
 import socket
+import threading
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from tandem.v1 import cluster_pb2, transfer_pb2
@@ -17,12 +20,13 @@ from tandem_worker.transports import (
     Room,
     Source,
     TransportBroken,
+    ring,
     shm,
     tcp,
 )
 from tandem_worker.transports.framing import LENGTH, frame
 from tandem_worker.transports.payload import PIECE_BYTES, RECORD
-from tandem_worker.transports.shm import NUM_SLOTS
+from tandem_worker.transports.ring import NUM_SLOTS, SEGMENT_BYTES
 
 MAX_PAYLOAD = 10 * PIECE_BYTES
 SOURCE = Source(worker_id="p", epoch=3)
@@ -156,7 +160,7 @@ async def test_a_flipped_bit_is_noticed_and_the_connection_lives_on(
     sink = Sink()
     async with connected(kind, sink) as connection:
         # The sender's sum of the second piece is of other bytes than those that arrive.
-        module, name = (shm, "crc32") if kind == "shm" else (tcp, "checksum")
+        module, name = (ring, "crc32") if kind == "shm" else (tcp, "checksum")
         right, num_calls = getattr(module, name), 0
 
         def wrong(content: object) -> int:
@@ -178,11 +182,11 @@ async def test_a_bit_flipped_in_shared_memory_is_noticed(flipped: int) -> None:
     async with connected("shm", sink) as connection:
         sink.may_read.clear()
         shipping = asyncio.create_task(connection.ship(chunk(payload), 5))
-        ring = connection._send.__self__._memory
+        memory = connection._outlet.memory
         async with asyncio.timeout(5):
-            while bytes(ring) != payload:
+            while memory[: len(payload)] != payload:
                 await asyncio.sleep(0.01)
-        ring[flipped] ^= 1
+        memory[flipped] ^= 1
         sink.may_read.set()
         with pytest.raises(InvalidRequest, match="checksum"):
             await shipping
@@ -354,11 +358,11 @@ async def test_connections_to_workers_that_vanished_are_closed() -> None:
         assert peers.num_connections == 0
 
 
-@pytest.mark.parametrize("what", ["unsealed", "small", "no descriptor", "pipe"])
+@pytest.mark.parametrize("what", ["unsealed", "small", "no descriptor", "no counters", "pipe"])
 async def test_a_segment_that_could_hurt_the_receiver_is_not_mapped(what: str) -> None:
     sink = Sink()
     async with receiving("shm", sink) as receiver:
-        size = 100 if what == "small" else NUM_SLOTS * PIECE_BYTES
+        size = 100 if what == "small" else SEGMENT_BYTES
         descriptors = [os.memfd_create("test")] if what != "pipe" else list(os.pipe())
         if what != "pipe":
             os.ftruncate(descriptors[0], size)
@@ -366,7 +370,10 @@ async def test_a_segment_that_could_hurt_the_receiver_is_not_mapped(what: str) -
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect("\0" + receiver.address)
             sock.setblocking(False)
-            socket.send_fds(sock, [hello], [] if what == "no descriptor" else descriptors[:1])
+            descriptors.insert(1, os.eventfd(0))
+            descriptors.insert(2, os.eventfd(0))
+            num_sent = {"no descriptor": 0, "no counters": 1}.get(what, 3)
+            socket.send_fds(sock, [hello], descriptors[:num_sent])
             for descriptor in descriptors:
                 os.close(descriptor)
             async with asyncio.timeout(5):
@@ -377,6 +384,29 @@ async def test_a_segment_that_could_hurt_the_receiver_is_not_mapped(what: str) -
         good = await shm.connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
         await good.ship(chunk(b"fine"), 5)
         await good.close()
+
+
+@both
+async def test_closed_connections_leave_no_descriptor_thread_or_mapping(kind: str) -> None:
+    def held() -> tuple[int, int, int]:
+        maps = Path("/proc/self/maps").read_text()
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("kv-")]
+        return len(os.listdir("/proc/self/fd")), len(threads), maps.count("memfd:tandem-kv")
+
+    gc.collect()  # of the tests before this one
+    before = held()
+    async with receiving(kind, Sink()) as receiver:
+        for _ in range(3):
+            connect = shm.connect if kind == "shm" else tcp.connect
+            connection = await connect(receiver.address, SOURCE, MAX_PAYLOAD, 2.0)
+            await connection.ship(chunk(b"fine"), 5)
+            await connection.close()
+            await connection.close()
+            del connection
+    async with asyncio.timeout(5):
+        while held() != before:
+            gc.collect()
+            await asyncio.sleep(0.05)
 
 
 def test_nothing_of_shared_memory_has_a_name() -> None:

@@ -22,10 +22,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class TransferHello(_message.Message):
     """The bytes between two workers' transports; not gRPC. Every message is framed by its length as
     u32 little-endian. A sender opens with TransferHello, then sends chunks, one after another, one header each;
-    the receiver answers each with a ChunkAck. The payload follows the header in pieces of at most 512 KiB,
-    each announced by its length and its CRC-32 (u32 little-endian both). Over TCP the piece follows; over shared memory
-    it lies in the segment whose descriptor came with the hello, in slots of 512 KiB taken in turn from the first, and the
-    receiver sends one byte back when the slot is free again.
+    the receiver answers each with a ChunkAck. The payload follows the header in pieces of at most 1 MiB, each with a
+    record: its length and its CRC-32 (u32 little-endian both). Over TCP the record, then the piece, follow on the
+    connection. Over shared memory a piece lies in a slot of the segment, taken in turn from the first, and its record
+    behind the slots; the descriptors of the segment and of two counters (pieces put in, slots free again) come
+    with the hello.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,16 +22,25 @@ class SocketThread:
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run `function` in the thread; cancelling shuts the socket down, which ends it, and waits for that end."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def work() -> None:
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the answer is told
+                loop.call_soon_threadsafe(_tell, answer, partial(answer.set_exception, error))
+            else:
+                loop.call_soon_threadsafe(_tell, answer, partial(answer.set_result, result))
+
+        working = self._executor.submit(work)
         try:
-            return await asyncio.shield(future)
+            return await answer
         except asyncio.CancelledError:
             self.shut_down()
-            while not future.done():
+            while not working.done():
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # retrieved: nobody else will ask
+                    await asyncio.wait([asyncio.wrap_future(working)])
             raise
 
     def shut_down(self) -> None:
@@ -42,3 +52,9 @@ class SocketThread:
         """Close the socket; the thread ends. Nothing may be running."""
         self._executor.shutdown(wait=False)
         self._sock.close()
+
+
+def _tell(answer: asyncio.Future[T], tell: Callable[[], None]) -> None:
+    """In the event loop, unless nobody waits any more."""
+    if not answer.done():
+        tell()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from tandem.v1 import transfer_pb2 as pb
 from tandem_common.errors import error_for_code
@@ -13,24 +14,34 @@ from tandem_worker.transports.api import OutgoingChunk, TransportBroken
 from tandem_worker.transports.blocking import SocketThread
 from tandem_worker.transports.framing import frame, receive_message
 
-# Sends a payload over a socket that blocks; OSError when the peer is gone.
-SendPayload = Callable[[socket.socket, Sequence[memoryview]], None]
+
+class Outlet(Protocol):
+    """How payloads leave."""
+
+    def send(self, sock: socket.socket, header: bytes, views: Sequence[memoryview]) -> None:
+        """Send a header and its payload, blocking, on a socket that does; OSError when the peer is gone."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held beyond the socket."""
+        ...
 
 
 class SenderConnection:
     """Ships one chunk at a time, in a thread of its own, from the header to the answer."""
 
-    def __init__(self, sock: socket.socket, kind: str, max_payload_bytes: int, send: SendPayload) -> None:
+    def __init__(self, sock: socket.socket, kind: str, max_payload_bytes: int, outlet: Outlet) -> None:
         """Takes over a connected socket that has said hello."""
         sock.setblocking(True)
         self._sock = sock
         self._kind = kind
         self._max_payload_bytes = max_payload_bytes
-        self._send = send
+        self._outlet = outlet
         self._thread = SocketThread(sock, f"kv-{kind}-sender")
         self._turn = asyncio.Lock()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._released = False
 
     @property
     def kind(self) -> str:
@@ -64,7 +75,10 @@ class SenderConnection:
         self._closed = True
         self._thread.shut_down()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
-        self._thread.close()
+        if not self._released:
+            self._released = True
+            self._thread.close()
+            self._outlet.close()
 
     async def _ship(self, chunk: OutgoingChunk, timeout_s: float) -> None:
         try:
@@ -84,8 +98,7 @@ class SenderConnection:
 
     def _exchange(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
         """In the thread."""
-        self._sock.sendall(frame(header))
-        self._send(self._sock, views)
+        self._outlet.send(self._sock, frame(header), views)
         return receive_message(self._sock, pb.ChunkAck)
 
     def _landed(self, task: asyncio.Task[None]) -> None:

@@ -19,9 +19,9 @@ __all__ = ["PIECE_BYTES", "RECORD", "Cursor", "after", "checksum", "crc32", "gat
 
 # A piece goes over the wire as this (length, CRC-32), and over TCP its bytes.
 RECORD = struct.Struct("<II")
-# Large enough that what surrounds a piece costs little, small enough that it stays in a core's cache from the copy to
-# the checksum, and that one end copies a piece while the other is at the next.
-PIECE_BYTES = 512 << 10
+# Small enough that all slots of a ring stay in the processors' cache between the two ends, large enough that what
+# surrounds a piece costs little and that memmove writes past the cache (from about 1 MiB on), at twice the speed.
+PIECE_BYTES = 1 << 20
 # Below this, giving up the interpreter lock and getting it back costs more than the copy.
 _SMALL_BYTES = 16 << 10
 

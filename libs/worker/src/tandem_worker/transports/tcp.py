@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Sequence
 
 from tandem.v1 import transfer_pb2 as pb
 
 from tandem_worker.transports.api import BlockSink, Source
 from tandem_worker.transports.connection import SenderConnection
-from tandem_worker.transports.framing import frame, read_message
-from tandem_worker.transports.incoming import IncomingPayload
+from tandem_worker.transports.framing import FramingError, frame, read_message
+from tandem_worker.transports.incoming import ASK_INTERVAL_MS, IncomingPayload
 from tandem_worker.transports.payload import PIECE_BYTES, RECORD, Cursor, after, checksum
 from tandem_worker.transports.receiver import Receiver
 
@@ -49,28 +50,50 @@ async def connect(address: str, source: Source, max_payload_bytes: int, timeout_
         except BaseException:
             sock.close()
             raise
-    return SenderConnection(sock, "tcp", max_payload_bytes, _send_payload)
+    return SenderConnection(sock, "tcp", max_payload_bytes, TcpOutlet())
 
 
-def _send_payload(sock: socket.socket, views: Sequence[memoryview]) -> None:
-    cursor = Cursor(views)
-    while cursor.num_left:
-        length = min(PIECE_BYTES, cursor.num_left)
-        parts = cursor.take(length)
-        parts.insert(0, memoryview(RECORD.pack(length, checksum(parts))))
-        while parts:
-            parts = after(parts, sock.sendmsg(parts[:_MAX_PARTS]))
+class TcpOutlet:
+    """Sends straight from the pool."""
+
+    def send(self, sock: socket.socket, header: bytes, views: Sequence[memoryview]) -> None:
+        """The header, then each piece behind its record."""
+        cursor, before = Cursor(views), header
+        while cursor.num_left:
+            length = min(PIECE_BYTES, cursor.num_left)
+            parts = cursor.take(length)
+            parts.insert(0, memoryview(before + RECORD.pack(length, checksum(parts))))
+            while parts:
+                parts = after(parts, sock.sendmsg(parts[:_MAX_PARTS]))
+            before = b""
+        sock.sendall(before)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class TcpPayload(IncomingPayload):
     """Reads from the socket into the pool, and sums what it has just read."""
 
     def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock, PIECE_BYTES)
+        super().__init__(sock)
+        self._record = memoryview(bytearray(RECORD.size))
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000 * ASK_INTERVAL_MS))
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _next_record(self) -> tuple[int, int]:
+        count = self._receive([self._record])
+        if count < RECORD.size:
+            # Half a record must not be left behind, wanted or not.
+            room, self._room = self._room, None
+            while count < RECORD.size:
+                count += self._receive([self._record[count:]])
+            self._room = room
+        length, expected = RECORD.unpack(self._record)
+        return length, expected
 
     def _take(self, parts: list[memoryview]) -> int:
         left = parts
@@ -83,6 +106,18 @@ class TcpPayload(IncomingPayload):
     def _drop(self) -> None:
         while self._piece_left:
             self._piece_left -= self._receive([self._scratch[: self._piece_left]])
+
+    def _receive(self, parts: list[memoryview]) -> int:
+        """Wait for some bytes, at best all; how many came."""
+        while True:
+            try:
+                count, _, _, _ = self._sock.recvmsg_into(parts, 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                self._check_wanted()
+                continue
+            if count == 0:
+                raise FramingError("the connection ended in the middle of a payload")
+            return count
 
 
 async def _introduce(sock: socket.socket, max_payload_bytes: int) -> tuple[pb.TransferHello, TcpPayload]:
