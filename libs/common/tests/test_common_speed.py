@@ -202,7 +202,25 @@ def test_impossible_durations_are_ignored(duration_ms: float) -> None:
     assert fitter.prefill is None
 
 
-def test_steps_that_do_both_or_nothing_are_ignored() -> None:
+def test_an_aggregated_worker_learns_from_steps_that_do_both() -> None:
+    fitter = SpeedFitter()
+    for step in range(4 * FIRST_FIT):
+        sequences, tokens, context = 4 + step % 5, 100 + 40 * (step % 7), 1000 * (step % 3)
+        decoding_ms = 0.5 * sequences + 0.001 * 500 * sequences
+        for num_prefill_tokens in (0, tokens):
+            prefill_ms = 0.05 * num_prefill_tokens + 1e-5 * num_prefill_tokens * context
+            fitter.observe(
+                duration_ms=10.0 + decoding_ms + prefill_ms,
+                num_prefill_tokens=num_prefill_tokens,
+                prefill_token_context=num_prefill_tokens * context,
+                num_decode_sequences=sequences,
+                decode_kv_tokens=500 * sequences,
+            )
+    assert fitter.prefill is not None
+    assert fitter.prefill.predict_ms(300, 1500) == pytest.approx(10.0 + 15.0 + 4.5, rel=0.05)
+
+
+def test_steps_that_do_both_or_nothing_teach_nothing_before_one_knows_what_decoding_takes() -> None:
     fitter = SpeedFitter()
     for tokens, sequences in [(100, 4), (0, 0)] * FIRST_FIT:
         fitter.observe(

@@ -6,7 +6,7 @@ import pytest
 from router_fakes import DECODE_SPEED, PREFILL_SPEED, busy, make_facts, queued
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
 from tandem_router import cost
-from tandem_router.view import Link, WorkerLoad, WorkerRole
+from tandem_router.view import Link, Passable, WorkerLoad, WorkerRole
 
 IDLE = WorkerLoad()
 PREFILL = make_facts("p", WorkerRole.PREFILL)
@@ -16,6 +16,17 @@ LINEAR = PrefillSpeed(a_ms=10.0, b_ms=0.5, c_ms=0.0, num_samples=9)
 QUADRATIC = PrefillSpeed(a_ms=0.0, b_ms=0.0, c_ms=0.001, num_samples=9)
 
 
+def test_a_short_prompt_waits_for_half_a_step_of_the_long_one_that_it_passes() -> None:
+    long = Passable(below_tokens=20_000, tokens=51_200, context=0)
+    load = replace(queued(52_200), passable=(long,))
+    behind = cost.queue_of(PREFILL, load, LINEAR, 0.0, cost.length_class(30_000))
+    ahead = cost.queue_of(PREFILL, load, LINEAR, 0.0, cost.length_class(100))
+    assert behind.total == cost.queue_of(PREFILL, queued(52_200), LINEAR, 0.0).total
+    half_a_step = (10 + 512 * 0.5) / 2
+    assert ahead.total == pytest.approx(cost.queue_of(PREFILL, queued(1000), LINEAR, 0.0).total + half_a_step)
+    assert ahead.draining < ahead.total
+
+
 def test_what_a_beat_told_of_becomes_less_as_time_passes_and_what_was_booked_since_does_not() -> None:
     load = replace(queued(1000), booked_prefill_tokens=400)
 
@@ -23,7 +34,7 @@ def test_what_a_beat_told_of_becomes_less_as_time_passes_and_what_was_booked_sin
         surroundings = cost.Surroundings(elapsed_ms=elapsed_ms)
         return cost.prefill_terms(PREFILL, load, LINEAR, None, (100, 0), surroundings).queue
 
-    told = cost.queue_ms(PREFILL, load, LINEAR, 0.0)
+    told = cost.queue_of(PREFILL, load, LINEAR, 0.0).total
     assert queue_after(0.0) == queue_after(-5.0) == told
     assert queue_after(50.0) == pytest.approx(told - 50.0)
     assert queue_after(60_000.0) == pytest.approx(0.4 * told)
@@ -54,7 +65,7 @@ def test_the_price_of_a_prompt_tells_what_it_takes_from_those_to_come() -> None:
 def test_the_queue_costs_the_steps_of_all_prompts_ahead(
     load: WorkerLoad, speed: PrefillSpeed, interleaved: float, expected: float
 ) -> None:
-    assert cost.queue_ms(PREFILL, load, speed, interleaved) == pytest.approx(expected)
+    assert cost.queue_of(PREFILL, load, speed, interleaved).total == pytest.approx(expected)
 
 
 def test_prefill_costs_what_the_workers_own_fit_says_of_the_uncached_tokens() -> None:

@@ -11,6 +11,7 @@ from tandem_router.desk import Desk, QueueRules, Started, Ticket
 from tandem_router.fairness import FairShares
 from tandem_router.index import BlockIndex
 from tandem_router.policies import Predictive
+from tandem_router.query import Decision, Query
 from tandem_router.view import ClusterView
 from tandem_router.wire import query_from_proto
 
@@ -22,7 +23,7 @@ BEHIND = view_of(
 
 
 class World:
-    def __init__(self, **queue_rules: Any) -> None:
+    def __init__(self, rules: AdmissionRules | None = None, **queue_rules: Any) -> None:
         self.view: ClusterView = BEHIND
         self.booked: list[str] = []
         index = BlockIndex()
@@ -32,7 +33,7 @@ class World:
             lambda message: query_from_proto(message, index, 0),
             lambda _, query, __: self.booked.append(query.request_id),
             shares=FairShares(),
-            rules=AdmissionRules(),
+            rules=rules or AdmissionRules(),
             queue_rules=QueueRules(**queue_rules),
             error=PredictionError(quantile=0.9),
         )
@@ -104,3 +105,22 @@ def test_a_refused_request_leaves_nothing_behind() -> None:
         world.arrive("r3", ttft_deadline_ms=1)
     world.desk.check_integrity()
     assert world.desk.num_waiting == 1
+
+
+def test_who_cannot_start_is_passed_by_those_who_can_but_by_no_more_than_twice_its_own_tokens() -> None:
+    unable = {"large"}
+
+    class Rules(AdmissionRules):
+        def can_start(self, query: Query, decision: Decision, *, starved: bool = False) -> bool:
+            return query.request_id not in unable and super().can_start(query, decision, starved=starved)
+
+    world = World(rules=Rules())
+    world.arrive("large", num_tokens=4000)
+    for number in range(12):
+        world.arrive(f"small{number:02}", num_tokens=1000)
+    world.view = IDLE
+    # It is charged 4,010 tokens, each of the others 1,010: eight of them are twice as much.
+    assert world.pump(1.0) == [f"small{number:02} Started" for number in range(8)]
+    assert world.pump(2.0) == []
+    unable.clear()
+    assert world.pump(3.0)[0] == "large Started"

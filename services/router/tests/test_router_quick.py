@@ -16,9 +16,20 @@ from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import EXPLAIN_LIMITS, ROUTE_LIMITS, Query
 from tandem_router.quick import find
 from tandem_router.table import PoolTable
-from tandem_router.view import ClusterView, Link, Links, Place, WorkerLoad, WorkerRole
+from tandem_router.view import ClusterView, Link, Links, Passable, Place, WorkerLoad, WorkerRole
 
 PRICING = MillisecondPricing(expected_new_tokens=256, crowding_per_ms=0.002)
+
+
+PASSABLE = st.lists(
+    st.builds(
+        Passable,
+        below_tokens=st.sampled_from([100, 2000, 50_000]),
+        tokens=st.integers(1, 4000),
+        context=st.integers(0, 10**6),
+    ),
+    max_size=3,
+).map(tuple)
 
 
 @st.composite
@@ -40,6 +51,7 @@ def views(draw: st.DrawFn) -> ClusterView:
                     num_prefilling=draw(st.integers(0, 4)),
                     queued_prefill_tokens=draw(st.integers(0, 9000)),
                     queued_prefill_context=draw(st.integers(0, 10**7)),
+                    passable=draw(PASSABLE),
                     booked_prefill_tokens=draw(st.integers(0, 4000)),
                     num_used_blocks=draw(st.integers(0, 1000)),
                 ),

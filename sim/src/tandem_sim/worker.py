@@ -122,6 +122,7 @@ class Worker:
             num_waiting=held.num_waiting,
             queued_prefill_tokens=held.queued_prefill_tokens,
             queued_prefill_context=held.queued_prefill_context,
+            passable=[pb.PassableTokens(**prompt._asdict()) for prompt in held.passable],
             num_reserved=held.num_reserved,
             reserved_tokens=held.reserved_tokens,
             decode_kv_tokens=held.decode_kv_tokens,

@@ -2,7 +2,7 @@
 
 Every worker fits its step times online and sends the coefficients with its heartbeat; router and planner
 predict with them. Prefill steps take a + b·tokens + c·tokens·context, decode steps a + b·sequences + c·KV tokens;
-steps that do both are not used.
+of steps that do both, what decoding adds by the second fit is taken off for the first.
 
 The fit is weighted least squares with non-negative coefficients over sums that forget exponentially:
 
@@ -48,6 +48,9 @@ _CLIP = 1.345 * 1.4826
 _FIRST_SPREAD = 0.25
 _SPREAD_STEP = 1.1
 _MIN_SPREAD, _MAX_SPREAD = 0.01, 4.0
+
+# Of a step that did both, the part that decoding may account for.
+_MAX_EXPLAINED = 0.8
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 _SINGLES = ((0,), (1,), (2,))
@@ -151,7 +154,8 @@ class SpeedFitter:
     ) -> None:
         """Takes the cost of one step; arguments as in `tandem_engine.api.StepCost`.
 
-        Steps that prefilled and decoded, did neither, or took no time or for ever teach nothing and are left out.
+        A step that prefilled and decoded is a prefill step once it is known what decoding adds to it: aggregated
+        workers hardly have others. Steps that did neither, or took no time or for ever, teach nothing and are left out.
         """
         if not _MIN_DURATION_MS < duration_ms < _MAX_DURATION_MS:
             return
@@ -159,6 +163,13 @@ class SpeedFitter:
             self._prefill.observe(float(num_prefill_tokens), float(prefill_token_context), duration_ms)
         elif num_decode_sequences > 0 and num_prefill_tokens == 0:
             self._decode.observe(float(num_decode_sequences), float(decode_kv_tokens), duration_ms)
+        elif num_prefill_tokens > 0 and (decode := self.decode) is not None:
+            added_ms = decode.step_ms(num_decode_sequences, decode_kv_tokens) - decode.a_ms
+            # What decoding seems to explain alone says nothing of the rest.
+            if added_ms < _MAX_EXPLAINED * duration_ms:
+                self._prefill.observe(
+                    float(num_prefill_tokens), float(prefill_token_context), duration_ms - added_ms
+                )
 
     @property
     def prefill(self) -> PrefillSpeed | None:

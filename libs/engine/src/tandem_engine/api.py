@@ -19,7 +19,7 @@ import enum
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tandem_common.errors import TandemError
 from tandem_common.generation import FinishReason, Generation
@@ -127,6 +127,14 @@ class RequestSnapshot:
     num_blocks: int
 
 
+class PassableTokens(NamedTuple):
+    """A queued prompt: newcomers with fewer tokens than `below_tokens` are computed before it."""
+
+    below_tokens: int
+    tokens: int
+    context: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSnapshot:
     """What the engine holds, as of its last step or idle moment."""
@@ -136,6 +144,7 @@ class EngineSnapshot:
     num_waiting: int = 0
     queued_prefill_tokens: int = 0  # accepted and not yet computed
     queued_prefill_context: int = 0  # sum over those of the tokens before the step that computes each
+    passable: Sequence[PassableTokens] = ()  # of those prompts, the few that most newcomers pass
     num_reserved: int = 0  # sequences with blocks here whose prompts other workers compute
     reserved_tokens: int = 0  # known tokens of those
     num_decoding: int = 0

@@ -44,6 +44,8 @@ from tandem_engine.sequence import Phase, Sequence, make_sequence
 _RETRY_AFTER_MS = 1000
 # Prompts are due when this many times their own length has arrived after them, counted in tokens.
 _PATIENCE = 3
+# A step of so many tokens keeps any processor busy: more of a long prompt only delays those that end with the step.
+_FULL_STEP_TOKENS = 512
 
 
 class Scheduler:
@@ -75,6 +77,10 @@ class Scheduler:
     def max_step_tokens(self) -> int:
         """Tokens that one step computes at most."""
         return self._info.max_step_tokens
+
+    def passed_below_tokens(self, sequence: Sequence) -> int:
+        """Prompts that come now are computed before this one's if they have fewer tokens."""
+        return (sequence.turn[1] - self._num_known_tokens) // _PATIENCE
 
     def submit(self, generation: Generation, prefill: PrefillMode = PrefillMode.LOCAL) -> None:
         """Queue a request to be computed here; InvalidRequest, Conflict or Overloaded when it cannot be."""
@@ -231,12 +237,15 @@ class Scheduler:
     def _chunk_rows(self, num_step_tokens: int) -> list[ScheduledSequence]:
         rows: list[ScheduledSequence] = []
         placed = self._running[: self._num_places]
+        num_left = num_step_tokens
         for sequence in sorted((s for s in placed if s.phase is Phase.PREFILLING), key=by_turn):
-            if num_step_tokens <= 0:
-                break
-            num_new_tokens = min(sequence.num_uncomputed_tokens, num_step_tokens)
-            num_step_tokens -= num_new_tokens
-            rows.append(self._row(sequence, num_new_tokens))
+            num_new_tokens = min(sequence.num_uncomputed_tokens, num_left)
+            if rows and num_new_tokens < sequence.num_uncomputed_tokens:
+                # Those before it end with this step, which is to be no longer than it must.
+                num_new_tokens = min(num_new_tokens, max(0, _FULL_STEP_TOKENS - (num_step_tokens - num_left)))
+            if num_new_tokens > 0:
+                num_left -= num_new_tokens
+                rows.append(self._row(sequence, num_new_tokens))
         return rows
 
     def _row(self, sequence: Sequence, num_new_tokens: int) -> ScheduledSequence:

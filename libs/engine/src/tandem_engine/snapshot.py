@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import nlargest
 
+from tandem_common.generation import RequestClass
 from tandem_common.speed import prompt_token_context
 
-from tandem_engine.api import EngineSnapshot, RequestSnapshot
+from tandem_engine.api import EngineSnapshot, PassableTokens, RequestSnapshot
 from tandem_engine.scheduler import Scheduler
-from tandem_engine.sequence import Phase
+from tandem_engine.sequence import Phase, Sequence
 
+_MAX_PASSABLE = 8
+# Interactive prompts of any length pass batch work.
+_ANY_LENGTH = 2**40
 _RUNNING = (Phase.PREFILLING, Phase.DECODING)
 
 
@@ -23,13 +28,19 @@ def take_snapshot(scheduler: Scheduler, submitted: Iterable[int] = ()) -> Engine
     sequences = list(scheduler.sequences())
     decoding = [sequence for sequence in sequences if sequence.phase is Phase.DECODING]
     reserved = [sequence for sequence in sequences if sequence.phase is Phase.RESERVED]
+    step_tokens = scheduler.max_step_tokens
     queued = [
-        (sequence.num_uncomputed_tokens, sequence.num_computed_tokens)
+        PassableTokens(
+            _passed_below(scheduler, sequence),
+            sequence.num_uncomputed_tokens,
+            prompt_token_context(sequence.num_uncomputed_tokens, sequence.num_computed_tokens, step_tokens),
+        )
         for sequence in sequences
         if sequence.phase is Phase.PREFILLING or (sequence.phase is Phase.WAITING and not sequence.is_remote)
     ]
-    queued += [(num_tokens, 0) for num_tokens in submitted]
-    step_tokens = scheduler.max_step_tokens
+    queued += [
+        PassableTokens(0, length, prompt_token_context(length, 0, step_tokens)) for length in submitted
+    ]
     return EngineSnapshot(
         requests=tuple(
             RequestSnapshot(
@@ -43,10 +54,9 @@ def take_snapshot(scheduler: Scheduler, submitted: Iterable[int] = ()) -> Engine
         ),
         num_running=sum(1 for sequence in sequences if sequence.phase in _RUNNING),
         num_waiting=sum(1 for sequence in sequences if sequence.phase is Phase.WAITING) + len(submitted),
-        queued_prefill_tokens=sum(num_tokens for num_tokens, _ in queued),
-        queued_prefill_context=sum(
-            prompt_token_context(num_tokens, context, step_tokens) for num_tokens, context in queued
-        ),
+        queued_prefill_tokens=sum(prompt.tokens for prompt in queued),
+        queued_prefill_context=sum(prompt.context for prompt in queued),
+        passable=nlargest(_MAX_PASSABLE, (prompt for prompt in queued if prompt.below_tokens > 0)),
         num_reserved=len(reserved),
         reserved_tokens=sum(len(sequence.token_ids) for sequence in reserved),
         num_decoding=len(decoding),
@@ -54,3 +64,9 @@ def take_snapshot(scheduler: Scheduler, submitted: Iterable[int] = ()) -> Engine
         num_used_blocks=scheduler.pool.num_used,
         num_cached_blocks=scheduler.pool.num_cached,
     )
+
+
+def _passed_below(scheduler: Scheduler, sequence: Sequence) -> int:
+    if sequence.request_class is RequestClass.BATCH:
+        return _ANY_LENGTH
+    return max(0, scheduler.passed_below_tokens(sequence))

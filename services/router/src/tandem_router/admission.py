@@ -75,7 +75,7 @@ class AdmissionRules:
         chosen = decision.chosen
         ahead_ms = chosen.terms.get("queue", 0.0) + chosen.terms.get("room", 0.0)
         if query.request_class is not RequestClass.BATCH or starved:
-            return ahead_ms <= self.max_worker_queue_ms
+            return ahead_ms <= self._most_ahead_ms(decision)
         speed, load = chosen.decode.decode_speed, chosen.decode.load
         step_ms = (
             speed.step_ms(load.num_sequences + 1, load.decode_kv_tokens + query.num_tokens) if speed else 0.0
@@ -84,6 +84,14 @@ class AdmissionRules:
         # A prompt longer than the share is taken when nothing is ahead of it: it would fit nowhere else either.
         fits = filled_ms <= self.interactive_ttft_ms / 2 or ahead_ms == 0.0
         return fits and step_ms <= self.interactive_itl_ms
+
+    def _most_ahead_ms(self, decision: Decision) -> float:
+        """What may be ahead of a request on its workers.
+
+        A long prompt may wait there for as long as it takes itself: it would hold up all that are behind it here, and
+        there short ones pass it.
+        """
+        return max(self.max_worker_queue_ms, decision.chosen.terms.get("prefill", 0.0))
 
     def judge(
         self, query: Query, decision: Decision, *, is_free: bool, drain_ms: float, error_factor: float
@@ -99,7 +107,7 @@ class AdmissionRules:
         terms = decision.chosen.terms
         ahead_ms = terms.get("queue", 0.0) + terms.get("room", 0.0)
         if not starts:
-            excess_ms = max(0.0, ahead_ms - self.max_worker_queue_ms)
+            excess_ms = max(0.0, ahead_ms - self._most_ahead_ms(decision))
             wait_ms = drain_ms + excess_ms
             ttft_ms -= excess_ms
         bound_ms = error_factor * (wait_ms + ttft_ms)

@@ -8,7 +8,7 @@ The cost is the delay that the request will see until its expected end, plus the
     room        until the decode worker has a place and blocks for it           }
     decode      its own expected steps
     stall       what computing its prompt takes from sequences that decode on the same worker
-    followers   what computing its prompt takes from prompts that will come after it
+    followers   what computing its prompt takes from those that it passes, and from prompts that will come
     neighbours  what its expected steps add to the steps of the sequences that it decodes with
 
 Each term belongs to one side of a pair, `ship` alone to both: that makes the search in `search` cheap.
@@ -16,6 +16,7 @@ Each term belongs to one side of a pair, `ship` alone to both: that makes the se
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
@@ -71,30 +72,65 @@ def interleaved_ms(speed: DecodeSpeed | None, load: WorkerLoad) -> float:
     return speed.step_ms(load.num_decoding, load.decode_kv_tokens) - speed.a_ms
 
 
-def queue_ms(facts: WorkerFacts, load: WorkerLoad, speed: PrefillSpeed, interleaved: float) -> float:
-    """Until the prompts that were there first are computed."""
-    num_tokens = load.queued_prefill_tokens
-    if not num_tokens:
-        return 0.0
-    num_steps = -(-num_tokens // prompt_tokens_per_step(facts, load))
-    computing = num_steps * speed.a_ms + num_tokens * speed.b_ms + load.queued_prefill_context * speed.c_ms
-    return computing + num_steps * interleaved
+# Prompts are told apart by length no further than this, so that a queue can be priced once for all of a class.
+_CLASS_LIMITS = (1024, 4096, 16_384)
+LENGTH_CLASSES = range(len(_CLASS_LIMITS) + 1)
 
 
-def draining_ms(load: WorkerLoad, queue: float) -> float:
-    """The part of a queue that the worker has told of: it becomes less as time passes, without another beat.
+def length_class(num_tokens: int) -> int:
+    """Of a prompt: those of the last one pass nobody."""
+    return bisect_left(_CLASS_LIMITS, num_tokens)
 
-    Bookings are left out: the worker may have been idle before they came.
+
+class Queue(NamedTuple):
+    """What a prompt finds ahead of it, in milliseconds; `draining` of it becomes less with time, without a beat."""
+
+    total: float
+    draining: float
+    num_passed: int  # prompts that wait for it
+
+
+_NO_QUEUE = Queue(0.0, 0.0, 0)
+
+
+def queue_of(
+    facts: WorkerFacts,
+    load: WorkerLoad,
+    speed: PrefillSpeed,
+    interleaved: float,
+    length: int = LENGTH_CLASSES[-1],
+) -> Queue:
+    """Until the prompts that go before one of this length class are computed.
+
+    Who passes a prompt that is being computed waits for the end of a step, half of one on average. Bookings are passed
+    by nobody, since their lengths are not known, and do not drain: the worker may have been idle before they came.
     """
-    if not load.queued_prefill_tokens:
-        return 0.0
-    return (
-        queue * max(0, load.queued_prefill_tokens - load.booked_prefill_tokens) / load.queued_prefill_tokens
-    )
+    num_tokens, context = load.queued_prefill_tokens, load.queued_prefill_context
+    if not num_tokens:
+        return _NO_QUEUE
+    per_step = prompt_tokens_per_step(facts, load)
+    passed_tokens = passed_context = num_passed = 0
+    if length < len(_CLASS_LIMITS) and load.passable:
+        longest = _CLASS_LIMITS[length]
+        for prompt in load.passable:
+            if prompt.below_tokens > longest:
+                passed_tokens += prompt.tokens
+                passed_context += prompt.context
+                num_passed += 1
+    num_tokens = max(0, num_tokens - passed_tokens)
+    num_steps = -(-num_tokens // per_step)
+    computing = num_steps * (speed.a_ms + interleaved)
+    computing += num_tokens * speed.b_ms + max(0, context - passed_context) * speed.c_ms
+    draining = computing * max(0, num_tokens - load.booked_prefill_tokens) / num_tokens if num_tokens else 0.0
+    if passed_tokens:
+        share = min(1.0, per_step / passed_tokens)
+        step = speed.a_ms + interleaved + share * (passed_tokens * speed.b_ms + passed_context * speed.c_ms)
+        computing += step / 2
+    return Queue(computing, draining, num_passed)
 
 
-def followers_ms(queue: float, own: float, crowding_per_ms: float) -> float:
-    """What `own` work behind a `queue` takes from those that come after it while the worker is busy.
+def followers_ms(backlog: float, own: float, crowding_per_ms: float) -> float:
+    """What `own` work beside a `backlog` takes from those that come after it while the worker is busy.
 
     In an M/G/1 queue with arrivals at rate λ and utilisation ρ, work u that is there delays those to come by
     λ·u²/(2(1 − ρ)) in all; `crowding_per_ms` is λ/(1 − ρ), and the term the difference that the own work makes. It is
@@ -102,7 +138,7 @@ def followers_ms(queue: float, own: float, crowding_per_ms: float) -> float:
     Source: Hyytiä, Penttinen, Aalto, "Size- and state-aware dispatching problem with queue-specific job sizes",
     European Journal of Operational Research (2012).
     """
-    return crowding_per_ms * own * (queue + own / 2)
+    return crowding_per_ms * own * (backlog + own / 2)
 
 
 def neighbours_of(facts: WorkerFacts, load: WorkerLoad) -> int:
@@ -161,14 +197,19 @@ def prefill_terms(
     num_steps = -(-num_uncached // per_step)
     interleaved = interleaved_ms(decode, load)
     crowding_per_ms, elapsed_ms = surroundings
-    queue = queue_ms(facts, load, prefill, interleaved)
-    queue -= min(max(0.0, elapsed_ms), draining_ms(load, queue))
+    elapsed_ms = max(0.0, elapsed_ms)
+    ahead = queue_of(facts, load, prefill, interleaved, length_class(num_uncached + num_cached))
+    queue = ahead.total - min(elapsed_ms, ahead.draining)
+    backlog = queue
+    if ahead.num_passed:
+        everything = queue_of(facts, load, prefill, interleaved)
+        backlog = everything.total - min(elapsed_ms, everything.draining)
     own = alone + num_steps * interleaved
     return PrefillTerms(
         queue,
         own,
         (alone - num_steps * prefill.a_ms) * neighbours_of(facts, load),
-        followers_ms(queue, own, crowding_per_ms),
+        followers_ms(backlog, own, crowding_per_ms) + ahead.num_passed * own,
         num_steps,
     )
 

@@ -1,7 +1,8 @@
 """Who starts, who waits, who is refused: queues and admission rules together. Synchronous; time is an argument.
 
 `arrive` judges a newcomer at once. `pump`, called whenever the view has changed, starts those who wait, in the queue's
-order, as long as the first of them can start; so nobody overtakes a large request for ever.
+order. Who cannot start yet is passed by a few that can, but by no more than twice its own tokens: after that it holds
+up all that are behind it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from tandem_router.view import ClusterView
 # not served at all.
 _REQUESTS_AHEAD = 4
 _MAX_HELD_S = 2.0
+# Of those who cannot start, how many are passed in one pump, and by how many times their own tokens in all.
+_MOST_PASSED = 8
+_PATIENCE = 2
 _WAITED_TOO_LONG = "the request waited for too long; try again later"
 
 
@@ -76,6 +80,13 @@ class _Line:
     queue: RequestQueue
     drain: DrainRate = field(default_factory=DrainRate)
     tickets: dict[int, Ticket] = field(default_factory=dict)
+    passed_by: dict[int, int] = field(
+        default_factory=dict
+    )  # tokens started before who came first, by its key
+
+    def is_patient(self, item: Waiting) -> bool:
+        """Whether others may still pass it."""
+        return self.passed_by.get(item.key, 0) < _PATIENCE * item.num_tokens
 
 
 class Desk:
@@ -175,6 +186,7 @@ class Desk:
         line = self._lines.get(ticket.model)
         if line is not None and line.tickets.pop(ticket.item.key, None) is ticket:
             line.queue.remove(ticket.item)
+            line.passed_by.pop(ticket.item.key, None)
             if not line.tickets:
                 del self._lines[ticket.model]
 
@@ -185,7 +197,8 @@ class Desk:
         """
         for line in list(self._lines.values()):
             yield from self._give_up(line, now_s)
-            while (outcome := self._start_head(line, now_s)) is not None:
+            blocked: list[Waiting] = []  # nothing that is started now makes room for them
+            while (outcome := self._start_next(line, now_s, blocked)) is not None:
                 yield outcome
 
     def waiting_tenants(self) -> dict[Line, set[str]]:
@@ -210,28 +223,33 @@ class Desk:
             assert all(ticket.model == model for ticket in line.tickets.values())
             line.queue.check_integrity()
 
-    def _start_head(self, line: _Line, now_s: float) -> Outcome | None:
-        """Start, or fail, the next one; None when it has to wait on or nobody waits."""
-        item = line.queue.head(now_s)
-        if item is None:
-            return None
-        ticket = line.tickets[item.key]
-        try:
-            query, view = self._make_query(ticket.message), self._view()
-            decision = self._policy.choose(query, view, ROUTE_LIMITS)
-        except TandemError as error:
-            self.leave(ticket)
-            return ticket, error
-        starved = item.request_class is RequestClass.BATCH and line.queue.starved(now_s) is item
-        can_start = self._rules.can_start(query, decision, starved=starved)
-        if not can_start or (not starved and self._is_held(ticket, now_s)):
-            line.drain.observe(now_s, 0, backlog=True)
-            return None
-        waited_ms = 1000 * (now_s - item.arrived_s)
-        started = self._start(ticket.message, query, view, decision, line, waited_ms)
-        self.leave(ticket)
-        line.drain.observe(now_s, item.num_tokens, backlog=bool(line.tickets))
-        return ticket, started
+    def _start_next(self, line: _Line, now_s: float, blocked: list[Waiting]) -> Outcome | None:
+        """Start, or fail, the next one that is not `blocked`; None when nobody can start or nobody waits."""
+        while len(blocked) < _MOST_PASSED and all(map(line.is_patient, blocked)):
+            item = line.queue.upcoming(now_s, {waiting.key for waiting in blocked})
+            if item is None:
+                return None
+            ticket = line.tickets[item.key]
+            try:
+                query, view = self._make_query(ticket.message), self._view()
+                decision = self._policy.choose(query, view, ROUTE_LIMITS)
+            except TandemError as error:
+                self.leave(ticket)
+                return ticket, error
+            starved = item.request_class is RequestClass.BATCH and line.queue.starved(now_s) is item
+            if not starved and self._is_held(ticket, now_s):
+                break
+            if self._rules.can_start(query, decision, starved=starved):
+                for waiting in blocked:
+                    line.passed_by[waiting.key] = line.passed_by.get(waiting.key, 0) + item.num_tokens
+                waited_ms = 1000 * (now_s - item.arrived_s)
+                started = self._start(ticket.message, query, view, decision, line, waited_ms)
+                self.leave(ticket)
+                line.drain.observe(now_s, item.num_tokens, backlog=bool(line.tickets))
+                return ticket, started
+            blocked.append(item)
+        line.drain.observe(now_s, 0, backlog=True)
+        return None
 
     def _is_held(self, ticket: Ticket, now_s: float) -> bool:
         """Whether tenants that were served less wait at other routers, and are served.

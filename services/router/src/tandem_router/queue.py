@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from tandem_common.generation import RequestClass
@@ -81,6 +81,18 @@ class RequestQueue:
             if waiting.by_key:
                 tenant = min(waiting.by_tenant, key=self._shares.counter)
                 return waiting.by_key[waiting.by_tenant[tenant][0][1]]
+        return None
+
+    def upcoming(self, now_s: float, passed: Container[int]) -> Waiting | None:
+        """Who goes next if those with keys in `passed` are left out; only others of the class that goes next."""
+        head = self.head(now_s)
+        if head is None or head.key not in passed:
+            return head
+        waiting = self._classes[head.request_class]
+        for tenant in sorted(waiting.by_tenant, key=self._shares.counter):
+            for _, key in waiting.by_tenant[tenant]:
+                if key not in passed:
+                    return waiting.by_key[key]
         return None
 
     def starved(self, now_s: float) -> Waiting | None:

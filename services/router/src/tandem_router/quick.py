@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tandem_common.speed import prompt_token_context
 
-from tandem_router.cost import HANDOFF_MS, decode_terms, followers_ms, ship_ms
+from tandem_router.cost import HANDOFF_MS, decode_terms, followers_ms, length_class, ship_ms
 from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import Query
 from tandem_router.table import PoolTable, PrefillRow
@@ -101,23 +101,29 @@ class _Works:
         self.cached: Mapping[str, int] = query.cached_blocks
         self._crowding = crowding_per_ms
         self._now_ms = query.now_ms
+        self._length = length_class(query.num_tokens)
         self._known: dict[tuple[int, int], _Work] = {}
         self._most_steps = 1
         self._longest = 0.0  # at least as long as any worker computes
 
     def of(self, row: PrefillRow) -> _Work:
         """The prompt on this worker."""
-        worker_id, _, _, step_tokens, _, _, _, _ = row
+        worker_id, _, _, _, step_tokens, _, _, _, _ = row
         return self._work(step_tokens, self.cached.get(worker_id, 0))
 
     def price(self, row: PrefillRow) -> float:
         """On one worker."""
-        worker_id, queue, gone_ms, step_tokens, step_factor, token_factor, context_factor, stalled = row
-        queue += max(0.0, gone_ms - self._now_ms)
+        worker_id, stays, gone_ms, passed, step_tokens, step_factor, token_factor, context_factor, stalled = (
+            row
+        )
+        length, now_ms = self._length, self._now_ms
+        queue = stays[length] + max(0.0, gone_ms[length] - now_ms)
+        backlog = stays[-1] + max(0.0, gone_ms[-1] - now_ms) if passed[length] else queue
         tokens, steps, products = self._work(step_tokens, self.cached.get(worker_id, 0))
         stepping = steps * step_factor
         shared = tokens * token_factor + products * context_factor
-        return queue + stepping + shared + followers_ms(queue, stepping + shared / stalled, self._crowding)
+        own = stepping + shared / stalled
+        return queue + stepping + shared + followers_ms(backlog, own, self._crowding) + passed[length] * own
 
     def prices(self, table: PoolTable) -> list[float]:
         """On each worker that prefills for others."""
@@ -128,13 +134,16 @@ class _Works:
             tokens, steps, products = self._work(table.step_tokens, 0)
             crowding = self._crowding
             # As `price`, without calls.
-            now_ms = self._now_ms
+            now_ms, length = self._now_ms, self._length
             costs = [
-                (queue := stays + (gone_ms - now_ms if gone_ms > now_ms else 0.0))
+                (queue := stays[length] + (gone - now_ms if (gone := gone_ms[length]) > now_ms else 0.0))
                 + (stepping := steps * step_factor)
                 + (shared := tokens * token_factor + products * context_factor)
                 + crowding * (own := stepping + shared / stalled) * (queue + own / 2)
-                for _, stays, gone_ms, _, step_factor, token_factor, context_factor, stalled in rows
+                if not passed[length]
+                else self.price(row)
+                for row in rows
+                for _, stays, gone_ms, passed, _, step_factor, token_factor, context_factor, stalled in (row,)
             ]
             for worker_id in self.cached:
                 p = table.prefill_position.get(worker_id)
@@ -174,16 +183,16 @@ class _Works:
 
     def local_floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
         """At most what local prefill costs: without steps, context and the part of the queue that drains."""
-        num_tokens, rows = self._num_tokens, table.local_rows
+        num_tokens, rows, length = self._num_tokens, table.local_rows, self._length
         floors = [
-            cost + queue + num_tokens * token_factor
-            for (_, queue, _, _, _, token_factor, _, _), cost in zip(rows, decode_costs, strict=True)
+            cost + stays[length] + num_tokens * token_factor
+            for (_, stays, _, _, _, _, token_factor, _, _), cost in zip(rows, decode_costs, strict=True)
         ]
         for worker_id in self.cached:
             d = table.decode_position.get(worker_id)
             if d is not None:
-                _, queue, _, _, _, token_factor, _, _ = rows[d]
-                floors[d] = decode_costs[d] + queue + self.of(rows[d]).num_uncached * token_factor
+                _, stays, _, _, _, _, token_factor, _, _ = rows[d]
+                floors[d] = decode_costs[d] + stays[length] + self.of(rows[d]).num_uncached * token_factor
         return floors
 
     def _work(self, step_tokens: int, num_cached_blocks: int) -> _Work:
@@ -257,7 +266,7 @@ class _Shipping:
 
     def _compute(self, p: int) -> tuple[float, int]:
         row = self._table.prefill_rows[p]
-        _, _, _, _, step_factor, token_factor, context_factor, stalled = row
+        _, _, _, _, _, step_factor, token_factor, context_factor, stalled = row
         tokens, steps, products = self._works.of(row)
         # Without the stall, which is a cost to others.
         return steps * step_factor + (tokens * token_factor + products * context_factor) / stalled, steps

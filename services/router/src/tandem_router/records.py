@@ -8,7 +8,7 @@ from tandem.v1 import cluster_pb2 as pb
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
 
 from tandem_router.bookings import BookedLoad
-from tandem_router.view import Link, Links, Place, WorkerFacts, WorkerLoad, WorkerRole
+from tandem_router.view import Link, Links, Passable, Place, WorkerFacts, WorkerLoad, WorkerRole
 
 _ROLES = {
     pb.ROLE_PREFILL: WorkerRole.PREFILL,
@@ -60,6 +60,7 @@ def load_from_beat(beat: pb.WorkerBeat | None, booked: BookedLoad) -> WorkerLoad
         num_prefilling=num_prefilling + booked.num_prefilling,
         queued_prefill_tokens=beat.queued_prefill_tokens + booked.queued_prefill_tokens,
         queued_prefill_context=beat.queued_prefill_context + booked.queued_prefill_context,
+        passable=tuple(Passable(p.below_tokens, p.tokens, p.context) for p in beat.passable),
         booked_prefill_tokens=booked.queued_prefill_tokens,
         num_used_blocks=beat.num_used_blocks + booked.num_blocks,
         num_cached_blocks=beat.num_cached_blocks,

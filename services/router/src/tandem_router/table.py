@@ -4,7 +4,8 @@ Both sides of `cost` are linear in what a request brings along, so a worker is a
 
     queue + prefill + stall    = queue + steps·step_factor + uncached·token_factor + context_products·context_factor
     queue                      = what stays of it + max(0, when the rest is gone - now)
-    followers                  = crowding·own·(queue + own/2), own = steps·step_factor + (the last two)/stalled
+    followers                  = crowding·own·(backlog + own/2) + passed·own, backlog: the queue of the longest prompts,
+                                 own = steps·step_factor + (the last two)/stalled
     room + decode + neighbours = new·(base + length·length_factor), while there is a place and room for the prompt
 
 A booking makes a new view in which all workers but one or two are the same objects: their rows are taken over.
@@ -18,16 +19,25 @@ from itertools import compress
 from operator import is_not
 from typing import NamedTuple, Self
 
-from tandem_router.cost import draining_ms, interleaved_ms, neighbours_of, prompt_tokens_per_step, queue_ms
+from tandem_common.speed import PrefillSpeed
+
+from tandem_router.cost import (
+    LENGTH_CLASSES,
+    Queue,
+    interleaved_ms,
+    neighbours_of,
+    prompt_tokens_per_step,
+    queue_of,
+)
 from tandem_router.topology import PRIOR_LINKS, Distance, link_between
 from tandem_router.view import FormatKey, Link, WorkerRole, WorkerView
 
 # Plain tuples: Python takes them apart faster than named ones, and a search does little else.
 
-# Factors of computing a prompt: worker id, the part of the queue that stays and when the rest of it will be gone,
-# prompt tokens that one step takes, the factors of steps, tokens and context products, and by how many sequences the
-# last two are multiplied: the prompt's own and those that it stalls.
-PrefillRow = tuple[str, float, float, int, float, float, float, int]
+# Factors of computing a prompt: worker id, by length class the part of the queue that stays and when the rest of it
+# will be gone and how many prompts wait for it, prompt tokens that one step takes, the factors of steps, tokens and
+# context products, and by how many sequences the last two are multiplied: the prompt's own and those that it stalls.
+PrefillRow = tuple[str, tuple[float, ...], tuple[float, ...], tuple[int, ...], int, float, float, float, int]
 # Factors of decoding: base, length factor, the longest prompt that can start at once (-1 when no place is free), and
 # of the best link to the worker the latency and the time of a block.
 DecodeRow = tuple[float, float, int, float, float]
@@ -121,23 +131,23 @@ class PoolTable:
                 return None
             if (p := common.prefill_position.get(worker_id)) is not None:
                 table.prefill[p], table.prefill_rows[p] = worker, row.prefill
-                if row.prefill[3] != table.step_tokens:
+                if row.prefill[4] != table.step_tokens:
                     table.step_tokens = None
             if d is not None and row.decode is not None:
                 table.decode[d], table.local_rows[d], table.decode_rows[d] = worker, row.prefill, row.decode
                 table.least_room = min(table.least_room, row.decode[2])
-                table.least_token_factor = min(table.least_token_factor, row.prefill[5])
+                table.least_token_factor = min(table.least_token_factor, row.prefill[6])
         if len(changed) > _FEW:
             table._summarize()
         return table
 
     def _summarize(self) -> None:
         """Note what makes most of a search superfluous. A booking may leave minima too low, until the next beats."""
-        steps = {step_tokens for _, _, _, step_tokens, _, _, _, _ in self.prefill_rows}
+        steps = {step_tokens for _, _, _, _, step_tokens, _, _, _, _ in self.prefill_rows}
         self.step_tokens = steps.pop() if len(steps) == 1 else None  # of all that prefill for others
         self.least_room = min((room for _, _, room, _, _ in self.decode_rows), default=-1)
         self.least_token_factor = min(
-            (factor for _, _, _, _, _, factor, _, _ in self.local_rows), default=0.0
+            (factor for _, _, _, _, _, _, factor, _, _ in self.local_rows), default=0.0
         )
 
     def links_to(self, d: int) -> dict[int, Link]:
@@ -214,12 +224,12 @@ def _row(worker: WorkerView, common: _Common, link: Sequence[float] | None) -> R
         return None
     interleaved = interleaved_ms(decode, load)
     stalled = 1 + neighbours_of(facts, load)
-    queue = queue_ms(facts, load, prefill, interleaved)
-    draining = draining_ms(load, queue)
+    queues = _queues(worker, prefill, interleaved)
     prefill_row = (
         facts.worker_id,
-        queue - draining,
-        worker.seen_ms + draining,
+        tuple(queue.total - queue.draining for queue in queues),
+        tuple(worker.seen_ms + queue.draining for queue in queues),
+        tuple(queue.num_passed for queue in queues),
         prompt_tokens_per_step(facts, load),
         prefill.a_ms + interleaved,
         prefill.b_ms * stalled,
@@ -245,6 +255,14 @@ def _row(worker: WorkerView, common: _Common, link: Sequence[float] | None) -> R
             block_ms,
         ),
     )
+
+
+def _queues(worker: WorkerView, speed: PrefillSpeed, interleaved: float) -> list[Queue]:
+    """By length class."""
+    facts, load = worker.facts, worker.load
+    if not load.passable:
+        return [queue_of(facts, load, speed, interleaved)] * len(LENGTH_CLASSES)
+    return [queue_of(facts, load, speed, interleaved, length) for length in LENGTH_CLASSES]
 
 
 def _best_link(worker: WorkerView, common: _Common) -> Link:

@@ -66,6 +66,14 @@ class WorkerFacts:
         return -(-num_tokens // self.block_size)
 
 
+class Passable(NamedTuple):
+    """A queued prompt that newcomers with fewer tokens than `below_tokens` pass."""
+
+    below_tokens: int
+    tokens: int
+    context: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerLoad:
     """What a worker has to do: its last beat and the bookings since. All zero before the first beat."""
@@ -76,6 +84,7 @@ class WorkerLoad:
     num_prefilling: int = 0  # prompts that the queued tokens belong to
     queued_prefill_tokens: int = 0  # accepted or booked, and not yet computed
     queued_prefill_context: int = 0  # sum over those of the tokens before the step that computes each
+    passable: tuple[Passable, ...] = ()  # of those, what short prompts pass
     booked_prefill_tokens: int = 0  # of the queued ones, those that the last beat does not know of
     num_used_blocks: int = 0  # held by requests; cached blocks count as free
     num_cached_blocks: int = 0

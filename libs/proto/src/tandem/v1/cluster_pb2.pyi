@@ -373,6 +373,7 @@ class WorkerBeat(_message.Message):
     QUEUED_PREFILL_CONTEXT_FIELD_NUMBER: _builtins.int
     NUM_RESERVED_FIELD_NUMBER: _builtins.int
     RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    PASSABLE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     epoch: _builtins.int
     sequence: _builtins.int
@@ -403,6 +404,10 @@ class WorkerBeat(_message.Message):
     def accepted_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Requests accepted during the last heartbeats: their bookings are now part of the numbers above."""
 
+    @_builtins.property
+    def passable(self) -> _containers.RepeatedCompositeFieldContainer[Global___PassableTokens]:
+        """What of the queued tokens a newcomer passes, if it is short enough; the rest is passed by nobody."""
+
     def __init__(
         self,
         *,
@@ -423,10 +428,11 @@ class WorkerBeat(_message.Message):
         queued_prefill_context: _builtins.int = ...,
         num_reserved: _builtins.int = ...,
         reserved_tokens: _builtins.int = ...,
+        passable: _abc.Iterable[Global___PassableTokens] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "decode_speed", b"decode_speed", "prefill_speed", b"prefill_speed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "accepted_request_ids", b"accepted_request_ids", "decode_kv_tokens", b"decode_kv_tokens", "decode_speed", b"decode_speed", "epoch", b"epoch", "links", b"links", "num_cached_blocks", b"num_cached_blocks", "num_decoding", b"num_decoding", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_used_blocks", b"num_used_blocks", "num_waiting", b"num_waiting", "prefill_speed", b"prefill_speed", "queued_prefill_context", b"queued_prefill_context", "queued_prefill_tokens", b"queued_prefill_tokens", "reserved_tokens", b"reserved_tokens", "sequence", b"sequence", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "accepted_request_ids", b"accepted_request_ids", "decode_kv_tokens", b"decode_kv_tokens", "decode_speed", b"decode_speed", "epoch", b"epoch", "links", b"links", "num_cached_blocks", b"num_cached_blocks", "num_decoding", b"num_decoding", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_used_blocks", b"num_used_blocks", "num_waiting", b"num_waiting", "passable", b"passable", "prefill_speed", b"prefill_speed", "queued_prefill_context", b"queued_prefill_context", "queued_prefill_tokens", b"queued_prefill_tokens", "reserved_tokens", b"reserved_tokens", "sequence", b"sequence", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_speed: _TypeAlias = _typing.Literal["decode_speed"]  # noqa: Y015
     _WhichOneofArgType__decode_speed: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed"]  # noqa: Y015
@@ -438,6 +444,33 @@ class WorkerBeat(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_speed) -> _WhichOneofReturnType__prefill_speed | None: ...
 
 Global___WorkerBeat: _TypeAlias = WorkerBeat  # noqa: Y015
+
+@_typing.final
+class PassableTokens(_message.Message):
+    """A queued prompt: newcomers with fewer tokens than `below_tokens` are computed before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BELOW_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    below_tokens: _builtins.int
+    tokens: _builtins.int
+    context: _builtins.int
+    def __init__(
+        self,
+        *,
+        below_tokens: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        context: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_tokens", b"below_tokens", "context", b"context", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PassableTokens: _TypeAlias = PassableTokens  # noqa: Y015
 
 @_typing.final
 class KvEvents(_message.Message):
