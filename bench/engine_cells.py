@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from engine_models import Shape
 from machine_limits import MachineLimits
 
-# Tokens that each sequence draws in a cell that decodes, after its first.
+# Tokens that each sequence draws in a cell that decodes while all of them do.
 DECODE_TOKENS = 24
+# Prompt tokens of a step, as in engine_worker.py: while the last prompts are computed, the first sequences decode.
+STEP_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +29,20 @@ class Cell:
     @property
     def max_tokens(self) -> int:
         """Tokens generated per sequence."""
-        return 1 if self.kind == "prefill" else DECODE_TOKENS + 1
+        if self.kind == "prefill":
+            return 1
+        return 1 + -(-self.num_sequences * self.prompt_tokens // STEP_TOKENS) + DECODE_TOKENS
 
     def kv_bytes(self, shape: Shape) -> int:
         """Keys and values of all its tokens, each sequence's rounded up to large blocks."""
         per_sequence = -(-(self.prompt_tokens + self.max_tokens) // 128) * 128
         return self.num_sequences * per_sequence * shape.kv_bytes_per_token
 
-    def tokens_per_s(self, begin: float, end: float) -> float:
-        """Prompt tokens until all had their first token, or new tokens from then on."""
+    def tokens_per_s(self, begin: float, end: float, tokens: float) -> float:
+        """Prompt tokens until all had their first token, or the tokens from then on until the first sequence ended."""
         if self.kind == "prefill":
             return self.num_sequences * self.prompt_tokens / begin
-        return self.num_sequences * DECODE_TOKENS / (end - begin)
+        return tokens / (end - begin)
 
     def limit(self, shape: Shape, limits: MachineLimits) -> tuple[float, str]:
         """Tokens per second that the machine allows at best, and what sets that: "products" or "reads"."""

@@ -5,15 +5,16 @@
 Cold start: from starting a process until it has drawn the first token, the model's file in the page cache; with the
 kernels' compiled library there, and without it. Disturbance: 8 sequences decode while prompts of 2,048 tokens arrive,
 one after another, and are computed in chunks; bounded by twice the undisturbed gap plus a chunk of the same prompt
-computed alone. Overhead: what a step of 32 decoding sequences takes outside the model: scheduling, flattening the
-batch, keeping the books. Prints; writes bench/results/engine_latency.json. About a minute for the 16 M model, three for
-0.6B.
+computed alone. Overhead: what a step of 32 decoding sequences takes beside computing: scheduling, flattening the
+batch, keeping the books, reporting. Prints; writes bench/results/engine_latency.json. About a minute for the 16 M
+model, three for 0.6B.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import random
@@ -30,12 +31,10 @@ from engine_models import SHAPES, write_model
 from machine import describe_machine
 from tandem_common.generation import Generation, SamplingParams, StoppingParams
 from tandem_engine import create_engine
-from tandem_engine.api import PrefillMode
-from tandem_engine.batch import DrawnToken
-from tandem_engine.block_pool import BlockPool
 from tandem_engine.config import EngineConfig
-from tandem_engine.scheduler import Scheduler
-from tandem_engine.step_cost import step_cost
+from tandem_engine.local_engine import LocalEngine
+from tandem_engine.torch_engine import TorchRunner
+from tandem_engine.torch_engine.short_step import StepKernel
 
 RESULTS = Path(__file__).resolve().parent / "results" / "engine_latency.json"
 RANDOMS = random.Random(0)
@@ -148,33 +147,49 @@ async def token_gaps(model: Path, vocab: int, step_tokens: int, num_prompts: int
         await engine.stop()
 
 
-def step_overhead_ms(model: Path, vocab: int) -> dict[str, float]:
-    """Medians in ms at 32 decoding sequences of the 16 M model."""
-    from tandem_engine.torch_engine import TorchRunner
-    from tandem_engine.torch_engine.step_inputs import make_step_inputs
+class TimedKernels:
+    """Kernels that note how long the computing of each step took."""
 
-    runner = TorchRunner(engine_config(model, 512))
-    info = runner.load()
-    scheduler = Scheduler(info, BlockPool(info.num_blocks, info.block_size), max_waiting=64)
-    for _ in range(32):
-        scheduler.submit(generation(vocab, 32, 200), PrefillMode.LOCAL)
-    times: dict[str, list[float]] = {"schedule": [], "flatten": [], "postprocess": []}
-    for _ in range(120):
+    def __init__(self, kernels: StepKernel) -> None:
+        self._kernels = kernels
+        self.seconds: list[float] = []
+
+    def short_step(self, model: ctypes.Structure, step: ctypes.Structure, num_threads: int) -> None:
+        """The whole of a decoding step's computing."""
         start = time.perf_counter()
-        batch = scheduler.schedule()
-        scheduled = time.perf_counter()
-        inputs = make_step_inputs(batch, runner.cache, frozenset({0}), runner.cache.dtype)
-        flattened = time.perf_counter()
-        drawn = [DrawnToken(5, None) if row.draws_token else None for row in batch.sequences]
-        assert len(inputs.positions) >= len(batch.sequences)
-        computed = time.perf_counter()
-        scheduler.postprocess(batch, drawn, step_cost(batch, 1.0))
-        end = time.perf_counter()
-        if len(batch.sequences) == 32 and all(row.num_new_tokens == 1 for row in batch.sequences):
-            times["schedule"].append(scheduled - start)
-            times["flatten"].append(flattened - scheduled)
-            times["postprocess"].append(end - computed)
-    return {part: 1000 * median(values) for part, values in times.items()}
+        self._kernels.short_step(model, step, num_threads)
+        self.seconds.append(time.perf_counter() - start)
+
+
+async def step_overhead_ms(model: Path, vocab: int) -> dict[str, float]:
+    """Medians in ms of steps of 32 decoding sequences: from one step's output to the next, and of that computing.
+
+    The engine runs in its thread and its steps are read in this one, as in a worker. What is left beside computing is
+    scheduling, flattening the batch, keeping the books, reporting, and waiting for the interpreter.
+    """
+    runner = TorchRunner(engine_config(model, 2048))
+    engine = LocalEngine(engine_config(model, 2048), runner)
+    await engine.start()
+    try:
+        if runner.short_step is None:
+            raise RuntimeError("without kernels computing cannot be told from the rest")
+        timed = TimedKernels(runner.short_step.kernels)
+        runner.short_step.kernels = timed
+        for _ in range(32):
+            engine.submit(generation(vocab, 32, 300))
+        gaps: list[float] = []
+        last = 0.0
+        async for step in engine.steps():
+            now = time.perf_counter()
+            if step.cost and step.cost.num_decode_sequences == 32:
+                gaps.append(now - last)
+            last = now
+            if len(gaps) == 250:
+                break
+        whole, inside = 1000 * median(gaps[50:]), 1000 * median(timed.seconds[-200:])
+        return {"step": whole, "computing": inside, "overhead": whole - inside}
+    finally:
+        await engine.stop()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -205,7 +220,7 @@ def main() -> None:
                 first = cold_start_s(model, Path(empty))
             starts = [cold_start_s(model, None) for _ in range(arguments.repeats)]
             gaps = asyncio.run(token_gaps(model, shape.vocab, arguments.step_tokens))
-            overhead = step_overhead_ms(model, shape.vocab) if name == "16m" else {}
+            overhead = asyncio.run(step_overhead_ms(model, shape.vocab)) if name == "16m" else {}
         cold = {phase: median(start[phase] for start in starts) for phase in starts[0]}
         print(
             f"{name}: process start to first token, s: {_rounded(cold)}; kernels not compiled yet: {_rounded(first)}"
@@ -214,7 +229,8 @@ def main() -> None:
             print(f"{name}: ITL {what}, ms: p50 {median(values):.1f}, p99 {percentile(values, 0.99):.1f}")
         print(f"{name}: a chunk alone {gaps.chunk:.1f} ms, bound {gaps.bound:.1f} ms")
         if overhead:
-            print(f"{name}: per step at 32 sequences, ms: {overhead}, together {sum(overhead.values()):.2f}")
+            parts = ", ".join(f"{part} {ms:.2f}" for part, ms in overhead.items())
+            print(f"{name}: per step of 32 decoding sequences, ms: {parts}")
         content[name] = {
             "cold_s": starts,
             "cold_without_kernels_s": first,

@@ -50,13 +50,13 @@ class EngineProcess:
             self.close()
             raise
 
-    def run(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float]:
-        """Seconds until all had their first token, and until all had their last."""
+    def run(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float, float]:
+        """Seconds until all had their first token, until the first had its last, and the tokens in between."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
-        return answer["begin"], answer["end"]
+        return answer["begin"], answer["end"], answer["tokens"]
 
     def close(self) -> None:
         """End it."""

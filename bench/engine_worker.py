@@ -3,9 +3,9 @@
     python bench/engine_worker.py tandem|vllm|vllm-compiled|transformers MODEL_DIR cpu|cuda KV_CACHE_BYTES
 
 It runs in whatever environment has the engine, so it imports nothing else of this repository. A run is
-{"prompts": [[token, ...], ...], "max_tokens": n}; its answer is {"begin": s, "end": s}: seconds from the start
-until every sequence had its first token, and until every one had its last. Before the first run it says
-{"ready": s}, the seconds that it took to load.
+{"prompts": [[token, ...], ...], "max_tokens": n}; its answer is {"begin": s, "end": s, "tokens": n}: seconds from the
+start until every sequence had its first token, and until the first had its last, and the tokens made in between.
+Before the first run it says {"ready": s}, the seconds that it took to load.
 """
 
 from __future__ import annotations
@@ -20,32 +20,40 @@ from collections.abc import Callable
 from typing import Any
 
 Prompts = list[list[int]]
-Run = Callable[[Prompts, int], tuple[float, float]]
+Result = dict[str, float]
+Run = Callable[[Prompts, int], Result]
 
 MAX_CONTEXT = 4096
 MAX_SEQUENCES = 64
-STEP_TOKENS = 2048
+STEP_TOKENS = 2048  # as in engine_cells.py
 
 
 class Progress:
-    """When every sequence had its first token, and when its last."""
+    """When every sequence had its first token, and how many tokens followed until the first sequence ended.
+
+    In between all of them decode, and nothing else is computed.
+    """
 
     def __init__(self, num_sequences: int) -> None:
         self._waiting = num_sequences
         self._start = time.perf_counter()
-        self.begin = 0.0
-        self.end = 0.0
+        self._begin = 0.0
+        self._end = 0.0
+        self._num_tokens = 0
 
-    def first_tokens(self, count: int) -> None:
-        """So many more sequences have begun."""
-        self._waiting -= count
-        if not self._waiting and not self.begin:
-            self.begin = time.perf_counter() - self._start
+    def step(self, num_first: int, num_tokens: int, num_ended: int) -> None:
+        """A step made so many tokens, of which some were first ones, and ended some sequences."""
+        if self._begin and not self._end:
+            self._num_tokens += num_tokens
+        self._waiting -= num_first
+        if not self._waiting and not self._begin:
+            self._begin = time.perf_counter() - self._start
+        if num_ended and not self._end:
+            self._end = time.perf_counter() - self._start
 
-    def finish(self) -> tuple[float, float]:
-        """All are done."""
-        self.end = time.perf_counter() - self._start
-        return self.begin, self.end
+    def result(self) -> Result:
+        """What `main` answers."""
+        return {"begin": self._begin, "end": self._end, "tokens": self._num_tokens}
 
 
 def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
@@ -69,7 +77,7 @@ def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
     steps = engine.steps()
     counter = iter(range(1 << 62))
 
-    async def run_async(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+    async def run_async(prompts: Prompts, max_tokens: int) -> Result:
         progress = Progress(len(prompts))
         for prompt in prompts:
             engine.submit(
@@ -90,9 +98,10 @@ def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
                 raise RuntimeError(str(step.failures))
             new = {token.request_id for token in step.tokens} - begun
             begun |= new
-            progress.first_tokens(len(new))
-            unfinished -= sum(token.finish_reason is not None for token in step.tokens)
-        return progress.finish()
+            num_ended = sum(token.finish_reason is not None for token in step.tokens)
+            progress.step(len(new), len(step.tokens), num_ended)
+            unfinished -= num_ended
+        return progress.result()
 
     return lambda prompts, max_tokens: loop.run_until_complete(run_async(prompts, max_tokens))
 
@@ -118,7 +127,7 @@ def vllm(model: str, kv_cache_bytes: int, *, eager: bool) -> Run:
     )
     counter = iter(range(1 << 62))
 
-    def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+    def run(prompts: Prompts, max_tokens: int) -> Result:
         progress = Progress(len(prompts))
         params = library.SamplingParams(
             temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
@@ -127,10 +136,11 @@ def vllm(model: str, kv_cache_bytes: int, *, eager: bool) -> Run:
             engine.add_request(str(next(counter)), {"prompt_token_ids": prompt}, params)
         begun: set[str] = set()
         while engine.has_unfinished_requests():
-            new = {output.request_id for output in engine.step() if output.outputs[0].token_ids} - begun
+            outputs = [output for output in engine.step() if output.outputs[0].token_ids]
+            new = {output.request_id for output in outputs} - begun
             begun |= new
-            progress.first_tokens(len(new))
-        return progress.finish()
+            progress.step(len(new), len(outputs), sum(output.finished for output in outputs))
+        return progress.result()
 
     return run
 
@@ -143,13 +153,17 @@ def transformers(model: str, device: str) -> Run:
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     loaded = loaded.to(device)
 
-    def run(prompts: Prompts, max_tokens: int) -> tuple[float, float]:
+    def run(prompts: Prompts, max_tokens: int) -> Result:
         progress = Progress(len(prompts))
         ids = torch.tensor(prompts, device=device)
 
+        steps = iter(range(max_tokens))
+
         def after_token(*_: object, **__: object) -> torch.Tensor:
-            if not progress.begin:
-                progress.first_tokens(len(prompts))
+            number = next(steps)
+            progress.step(
+                0 if number else len(prompts), len(prompts), len(prompts) * (number == max_tokens - 1)
+            )
             return torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
         with torch.inference_mode():
@@ -162,7 +176,7 @@ def transformers(model: str, device: str) -> Run:
                 pad_token_id=0,
                 stopping_criteria=StoppingCriteriaList([after_token]),
             )
-        return progress.finish()
+        return progress.result()
 
     return run
 
@@ -185,8 +199,7 @@ def main() -> None:
     print(json.dumps({"ready": time.perf_counter() - start}), file=answers)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
-        begin, end = run(request["prompts"], request["max_tokens"])
-        print(json.dumps({"begin": begin, "end": end}), file=answers)
+        print(json.dumps(run(request["prompts"], request["max_tokens"])), file=answers)
     answers.close()
     os._exit(0)  # some engines' threads would keep the process
 

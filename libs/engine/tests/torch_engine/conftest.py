@@ -53,6 +53,7 @@ LONGROPE = {
 }
 # Tied embeddings that are scaled up would have the model repeat its last token for ever.
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 19, "tie_word_embeddings": False}
+WIDE = {"head_dim": 32, "intermediate_size": 128, "num_hidden_layers": 4}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 24}
 # Name to (architecture, what differs from SHAPE).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -104,6 +105,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         EXPERTS | {"num_experts": 6, "norm_topk_prob": True, "mlp_only_layers": [1]},
     ),
     "qwen3-moe-shares": ("Qwen3Moe", EXPERTS | {"num_experts": 6, "decoder_sparse_step": 2}),
+    # Sizes that the kernel for steps of few tokens knows.
+    "llama-wide": ("Llama", WIDE | {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "llama-biases-wide": ("Llama", WIDE | {"attention_bias": True, "mlp_bias": True}),
+    "mistral-wide": ("Mistral", WIDE | {"sliding_window": 21}),
+    "qwen2-wide": ("Qwen2", WIDE | {"vocab_size": 323}),
+    "qwen3-wide": ("Qwen3", WIDE | {"head_dim": 64, "num_key_value_heads": 1}),
+    "gemma2-wide": ("Gemma2", WIDE | GEMMA | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}),
+    "gemma3-wide": (
+        "Gemma3Text",
+        WIDE | GEMMA | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "phi3-wide": ("Phi3", WIDE | {"pad_token_id": 0}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
 }
 

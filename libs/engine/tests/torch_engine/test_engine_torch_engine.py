@@ -125,8 +125,9 @@ async def test_a_handoff_between_two_engines_changes_nothing(dtype, tiny_model, 
     path = tiny_model("qwen2").path
     prompt = random_prompt(45)
     sampling = SamplingParams(seed=5)
+    async with Running(path, dtype=dtype) as alone:
+        [expected] = await alone.run(generation("alone", prompt, 20, sampling))
     async with Running(path, dtype=dtype) as prefill, Running(path, dtype=dtype) as decode:
-        [expected] = await prefill.run(generation("alone", prompt, 20, sampling))
         request = generation("moved", prompt, 20, sampling)
         prefill.engine.submit(request, PrefillMode.HOLD)
         reservation = await decode.engine.blocks.reserve(request)

@@ -40,7 +40,7 @@ def reference(queries: Tensor, pool: Tensor, blocks: list[int], layer: int, star
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "block_size"),
-    [(6, 2, 64, 16), (16, 8, 128, 16), (4, 4, 16, 5), (5, 1, 48, 24), (8, 8, 128, 32), (10, 1, 256, 100)],
+    [(6, 2, 64, 16), (16, 8, 128, 16), (4, 4, 32, 5), (5, 1, 96, 24), (8, 8, 128, 32), (10, 1, 256, 100)],
 )
 def test_decode_attention_sees_the_keys_of_its_row_and_no_others(
     loaded: Kernels,
@@ -144,9 +144,9 @@ def test_a_chunk_sees_its_row_up_to_itself_and_no_others(
 
 
 def test_scores_of_any_size_give_numbers(loaded: Kernels, dtype: torch.dtype) -> None:
-    pool = torch.randn(1, 1, 2, 16, 1, 16, generator=torch.Generator().manual_seed(2)).to(dtype)
+    pool = torch.randn(1, 1, 2, 16, 1, 32, generator=torch.Generator().manual_seed(2)).to(dtype)
     pool[:, :, 0] *= 1e4
-    queries = torch.full((1, 1, 16), 1e3, dtype=dtype)
+    queries = torch.full((1, 1, 32), 1e3, dtype=dtype)
     arguments = torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]), torch.tensor([16])
     out = loaded.decode_attention(queries, pool, *arguments, 0)
     expected = reference(queries[0], pool, [0], 0, 0, 16)
@@ -159,15 +159,17 @@ def test_scores_of_any_size_give_numbers(loaded: Kernels, dtype: torch.dtype) ->
         positions=torch.tensor([0]),
         window=0,
     )
-    out = loaded.chunk_attention(queries.expand(16, 1, 16).contiguous(), pool, chunk, 0)
+    out = loaded.chunk_attention(queries.expand(16, 1, 32).contiguous(), pool, chunk, 0)
     torch.testing.assert_close(out[15].double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 def test_sizes_that_no_kernel_fits_are_known_before_and_refused() -> None:
-    sizes = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "block_size": 16}
+    sizes = {"dtype": torch.float32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "block_size": 16}
     assert Kernels.supports(**sizes)
     for changed in ({"head_dim": 24}, {"head_dim": 272}, {"block_size": 256}, {"num_heads": 64}):
         assert not Kernels.supports(**(sizes | changed))
+    assert Kernels.supports(**(sizes | {"head_dim": 80}))
+    assert not Kernels.supports(**(sizes | {"head_dim": 80, "dtype": torch.bfloat16}))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 600])

@@ -81,11 +81,6 @@ static inline void find_keys(const struct source *source, int64_t first, int64_t
     }
 }
 
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
-#endif
 #define EXCHANGE(STEP, LOW, HIGH)                                                                             \
     _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) if (!(i & STEP)) {                               \
         elements a = rows[i], b = rows[i + STEP];                                                             \

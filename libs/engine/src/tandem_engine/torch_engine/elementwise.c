@@ -1,6 +1,6 @@
 /* Small steps that torch would take in many passes over memory. Compiled by kernel_build.py at first use. */
 
-#include "vectors.h"
+#include "elementwise.h"
 
 /* Rows (outer, inner, size), rows of an inner stretch consecutive, stretches `stride` numbers apart; out and
  * weight contiguous: out = x / sqrt(mean(x^2) + eps) * weight. */
@@ -9,12 +9,7 @@ void rms_norm(number *out, const number *x, const number *weight, int64_t outer,
 #pragma omp parallel for schedule(static) if (outer * inner * size > PARALLEL_FROM)
     for (int64_t row = 0; row < outer * inner; row++) {
         const number *from = x + row / inner * stride + row % inner * size;
-        floats squares = {0};
-        for (int64_t i = 0; i < size; i += LANES) {
-            floats part = load(from + i);
-            squares += part * part;
-        }
-        float factor = 1.0f / __builtin_sqrtf(sum(squares) / (float)size + eps);
+        float factor = norm_factor(from, size, eps);
         for (int64_t i = 0; i < size; i += LANES)
             store(out + row * size + i, load(from + i) * factor * load(weight + i));
     }
@@ -26,11 +21,7 @@ void silu_gate(number *out, const number *gate_up, int64_t rows, int64_t width) 
     for (int64_t row = 0; row < rows; row++) {
         const number *from = gate_up + row * 2 * width;
         for (int64_t i = 0; i < width; i += LANES) {
-            floats gate = load(from + i), up = load(from + width + i);
-            ints negative = gate < 0.0f;
-            floats e = exponential((floats)((ints)gate | INT32_MIN)); /* of -|gate| */
-            floats top = (floats)(((ints)e & negative) | ((ints)((floats){0} + 1.0f) & ~negative));
-            store(out + row * width + i, rounded(gate * top / (1.0f + e)) * up);
+            store(out + row * width + i, rounded(silu(load(from + i))) * load(from + width + i));
         }
     }
 }

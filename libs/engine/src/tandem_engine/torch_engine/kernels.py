@@ -56,13 +56,18 @@ class Kernels:
         self._rms_norm = _function(library.rms_norm, 3, 4, ctypes.c_float)
         self._silu_gate = _function(library.silu_gate, 2, 2)
         self._rotate = _function(library.rotate, 4, 4)
+        self._is_tiled = _function(library.is_tiled, 2, 2)
+        self._is_tiled.restype = ctypes.c_int
+        self._short_step = _function(library.short_step, 2, 1)
 
     @staticmethod
-    def supports(*, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int) -> bool:
+    def supports(
+        *, dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int
+    ) -> bool:
         """Whether the attention kernels can do these sizes."""
         return (
             num_heads // num_kv_heads <= _MAX_SHARED
-            and head_dim % LANES == 0
+            and head_dim % (LANES * 4 // dtype.itemsize) == 0
             and head_dim <= _MAX_HEAD_DIM
             and block_size <= _MAX_BLOCK
         )
@@ -155,6 +160,14 @@ class Kernels:
             out.data_ptr(), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), tokens, heads, size, x.stride(0)
         )
         return out
+
+    def is_tiled(self, tiles: Tensor, weight: Tensor) -> bool:
+        """Whether `tiles` (see Linear.tiles) hold `weight` (outputs, inputs), contiguous."""
+        return bool(self._is_tiled(tiles.data_ptr(), weight.data_ptr(), *weight.shape))
+
+    def short_step(self, model: ctypes.Structure, step: ctypes.Structure, num_threads: int) -> None:
+        """Run short_step.c; both structs and all they point to are its."""
+        self._short_step(ctypes.byref(model), ctypes.byref(step), num_threads)
 
 
 def _function(function: Any, num_pointers: int, num_sizes: int, *rest: Any) -> Any:

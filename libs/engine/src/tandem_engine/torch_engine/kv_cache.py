@@ -38,6 +38,7 @@ class KVCache:
         kernels: Kernels | None = None,
     ) -> None:
         supported = Kernels.supports(
+            dtype=dtype,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,

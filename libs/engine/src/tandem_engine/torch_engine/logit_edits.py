@@ -24,13 +24,14 @@ def edit_logits(logits: Tensor, rows: Sequence[ScheduledSequence]) -> None:
     _add_bias(logits, [i for i, row in enumerate(rows) if row.sampling.logit_bias], rows)
     _hide_stop_tokens(
         logits,
-        [
-            i
-            for i, row in enumerate(rows)
-            if row.position - row.num_prompt_tokens < row.stopping.min_tokens and row.stopping.stop_token_ids
-        ],
+        [i for i, row in enumerate(rows) if row.stopping.stop_token_ids and hides_stop_tokens(row)],
         rows,
     )
+
+
+def hides_stop_tokens(row: ScheduledSequence) -> bool:
+    """Whether a row's stop tokens cannot be drawn yet."""
+    return row.position - row.num_prompt_tokens < row.stopping.min_tokens
 
 
 def _penalise_repetition(logits: Tensor, chosen: list[int], rows: Sequence[ScheduledSequence]) -> None:

@@ -25,17 +25,17 @@ class MLP:
     """Gated feed-forward: down(act(gate(x)) * up(x))."""
 
     def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
-        self._gate_up = gate_up
-        self._down = down
+        self.gate_up = gate_up
+        self.down = down
         self._activation = _ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to (tokens, hidden)."""
-        gate_up = self._gate_up(x)
+        gate_up = self.gate_up(x)
         if self._activation is F.silu:
-            return self._down(silu_gate(gate_up))
+            return self.down(silu_gate(gate_up))
         gate, up = gate_up.chunk(2, -1)
-        return self._down(self._activation(gate).mul_(up))
+        return self.down(self._activation(gate).mul_(up))
 
 
 class Experts:

@@ -17,14 +17,14 @@ class RMSNorm:
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight = weight
+        self.weight = weight
         self._eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
         """Norm of x (..., size), in x's shape and dtype."""
-        if self._weight.dtype is x.dtype:
-            return rms_norm(x, self._weight, self._eps)
-        return F.rms_norm(x.to(self._weight.dtype), self._weight.shape, self._weight, self._eps).to(x.dtype)
+        if self.weight.dtype is x.dtype:
+            return rms_norm(x, self.weight, self._eps)
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self._eps).to(x.dtype)
 
 
 def load_norm(weights: Weights, name: str, size: int, config: ModelConfig) -> RMSNorm:

@@ -48,11 +48,11 @@ class RotaryTable:
         cos, sin = angles.cos() * config.attention_factor, angles.sin() * config.attention_factor
         # A pair is (i, i + rotary_dim / 2): out = x * cos + swapped halves of x * (-sin, sin).
         table = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
-        self._table = table.to(device=device, dtype=dtype)  # (2, num_positions, rotary_dim)
+        self.table = table.to(device=device, dtype=dtype)  # (2, num_positions, rotary_dim)
 
     def at(self, positions: Tensor) -> Rotation:
         """Cosines and signed sines for `rotate`, each (tokens, 1, rotary_dim)."""
-        cos, sin = self._table.index_select(1, positions).unsqueeze(2)
+        cos, sin = self.table.index_select(1, positions).unsqueeze(2)
         return cos, sin
 
 
@@ -67,6 +67,10 @@ class LayerRotations:
             RotaryTable(rope, config.head_dim, num_positions, dtype, device) for rope in self._ropes
         ]
         self.is_long = config.rope.is_long(num_positions)
+
+    def table(self, layer: int) -> Tensor:
+        """Cosines and signed sines of a layer's every position, (2, positions, rotary_dim)."""
+        return self._tables[self._table_of_layer[layer]].table
 
     def at(self, positions: Tensor) -> list[Rotation]:
         """For each layer what `rotate` needs at these positions (tokens,)."""

@@ -17,13 +17,14 @@ from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
 from tandem_engine.torch_engine.kernels import Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
-from tandem_engine.torch_engine.linear import packs
+from tandem_engine.torch_engine.linear import has_tiles, packs
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
 from tandem_engine.torch_engine.model import Transformer
 from tandem_engine.torch_engine.model_config import ModelConfig, load_model_config
 from tandem_engine.torch_engine.rope import LayerRotations
-from tandem_engine.torch_engine.sampler import draw_tokens
-from tandem_engine.torch_engine.step_inputs import StepInputs, make_step_inputs
+from tandem_engine.torch_engine.sampler import draw_tokens, draws_likeliest
+from tandem_engine.torch_engine.short_step import ShortStep
+from tandem_engine.torch_engine.step_inputs import make_step_inputs
 from tandem_engine.torch_engine.weights import Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,6 +43,7 @@ class TorchRunner:
         self._config = config
         self._model: Transformer | None = None
         self._cache: KVCache | None = None
+        self.short_step: ShortStep | None = None  # after `load`, where there are kernels that fit the model
         self._windows: frozenset[int] = frozenset()
         self._dtype = torch.float32
 
@@ -74,6 +76,8 @@ class TorchRunner:
             device=device,
             kernels=_kernels(model_config, dtype, device),
         )
+        if ShortStep.fits(self._model, model_config, self._cache):
+            self.short_step = ShortStep(self._model, model_config, self._cache)
         self._windows = frozenset(model_config.windows)
         name = str(dtype).removeprefix("torch.")
         # Keys that were turned by other angles mean something else.
@@ -95,23 +99,20 @@ class TorchRunner:
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[DrawnToken | None]:
         """Compute one step and draw a token for each row that asks for one."""
-        inputs = self._inputs(batch)
-        drawn: list[DrawnToken | None] = [None] * len(batch.sequences)
-        logits = self._forward(inputs)
-        if inputs.drawing:
-            tokens = draw_tokens(logits, [batch.sequences[index] for index in inputs.drawing])
-            for index, token in zip(inputs.drawing, tokens, strict=True):
-                drawn[index] = token
-        return drawn
+        drawing = [row for row in batch.sequences if row.draws_token]
+        short = self.short_step
+        if short is not None and short.takes(batch) and all(map(draws_likeliest, drawing)):
+            tokens = iter([DrawnToken(token_id, None) for token_id in short.likeliest(batch)])
+        else:
+            logits = self._logits(batch)
+            tokens = iter(draw_tokens(logits, drawing) if drawing else ())
+        return [next(tokens) if row.draws_token else None for row in batch.sequences]
 
     @torch.inference_mode()
     def compute_logits(self, batch: Batch) -> list[Tensor | None]:
         """Like `execute`, but gives the model's own logits (vocab_size,) instead of tokens drawn from them."""
-        inputs = self._inputs(batch)
-        rows: list[Tensor | None] = [None] * len(batch.sequences)
-        for index, logits in zip(inputs.drawing, self._forward(inputs), strict=True):
-            rows[index] = logits
-        return rows
+        logits = iter(self._logits(batch))
+        return [next(logits) if row.draws_token else None for row in batch.sequences]
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
         """The blocks' memory itself; None on CUDA."""
@@ -134,6 +135,7 @@ class TorchRunner:
 
     def close(self) -> None:
         """Drop the model and the pool."""
+        self.short_step = None
         self._model = None
         self._cache = None
 
@@ -144,15 +146,17 @@ class TorchRunner:
             raise RuntimeError("the runner is not loaded")
         return self._cache
 
-    def _inputs(self, batch: Batch) -> StepInputs:
-        return make_step_inputs(batch, self.cache, self._windows, self._dtype)
-
-    def _forward(self, inputs: StepInputs) -> Tensor:
+    def _logits(self, batch: Batch) -> Tensor:
+        """Logits (drawing rows, vocab_size), in the order of the batch, of a step that is computed."""
+        if self.short_step is not None and self.short_step.takes(batch):
+            return self.short_step.logits(batch)
         if self._model is None:
             raise RuntimeError("the runner is not loaded")
         cache = self.cache
+        inputs = make_step_inputs(batch, cache, self._windows, self._dtype)
         cache.clear(inputs.begun_blocks)
-        return self._model(inputs, cache)
+        in_order = sorted(range(len(inputs.drawing)), key=inputs.drawing.__getitem__)
+        return self._model(inputs, cache)[in_order]
 
 
 def _device(wanted: str) -> str:
@@ -185,8 +189,8 @@ def _kernels(config: ModelConfig, dtype: torch.dtype, device: str) -> Kernels | 
 
 
 def _num_packed_copy_bytes(config: ModelConfig, dtype: torch.dtype, device: str) -> int:
-    """Embeddings that are the output's weight too lie in memory twice when the latter is packed."""
-    if not (config.tied_embeddings and packs(dtype, device)):
+    """Embeddings that are the output's weight too lie in memory twice when they are not found in the packed one."""
+    if not (config.tied_embeddings and packs(dtype, device)) or has_tiles(dtype, device):
         return 0
     return _num_bytes((config.vocab_size, config.hidden_size), dtype)
 

@@ -15,13 +15,25 @@ from torch import Tensor
 
 from tandem_engine.api import TokenLogprobs
 from tandem_engine.batch import DrawnToken, ScheduledSequence
-from tandem_engine.torch_engine.logit_edits import edit_logits
+from tandem_engine.torch_engine.logit_edits import edit_logits, hides_stop_tokens
 from tandem_engine.torch_engine.random_numbers import uniform
 
 # How many of the likeliest tokens top-k and top-p look at, before they look at all.
 _NUM_CANDIDATES = (256, 8192)
 # A draw first finds the chunk of the vocabulary, then the token in it.
 _CHUNK_TOKENS = 512
+
+
+def draws_likeliest(row: ScheduledSequence) -> bool:
+    """Whether a row takes its likeliest token and needs nothing else of its logits."""
+    sampling = row.sampling
+    return (
+        sampling.temperature == 0.0
+        and sampling.logprobs is None
+        and sampling.repetition_penalty == 1.0
+        and not (sampling.presence_penalty or sampling.frequency_penalty or sampling.logit_bias)
+        and not (row.stopping.stop_token_ids and hides_stop_tokens(row))
+    )
 
 
 def draw_tokens(logits: Tensor, rows: Sequence[ScheduledSequence]) -> list[DrawnToken]:

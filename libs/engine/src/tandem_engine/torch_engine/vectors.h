@@ -12,7 +12,21 @@
 typedef float floats __attribute__((vector_size(64)));
 typedef int32_t ints __attribute__((vector_size(64)));
 enum { LANES = 16 };
+
+/* Lanes of a (from 0 on) and b (from 16 on), as listed. */
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
 enum { PARALLEL_FROM = 16384 }; /* numbers; fewer are done before other threads are awake */
+
+static inline floats load_floats(const float *from) {
+    floats values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
 
 #ifdef STORAGE_BFLOAT16
 typedef uint16_t number;
@@ -38,11 +52,7 @@ static inline void store(number *to, floats values) {
 #else
 typedef float number;
 
-static inline floats load(const number *from) {
-    floats values;
-    memcpy(&values, from, sizeof values);
-    return values;
-}
+static inline floats load(const number *from) { return load_floats(from); }
 
 static inline void store(number *to, floats values) { memcpy(to, &values, sizeof values); }
 #endif
