@@ -66,7 +66,7 @@ async def pair(folder: Path, options: argparse.Namespace, transport: str) -> Asy
         *("--max-context-tokens", "4096", "--transports", transport, "--metrics-port", "-1"),
         *("--redis-url", f"unix://{socket}"),
     ]
-    settings = {"TANDEM_CLUSTER_SECRET": secret, "TANDEM_BENCH_LOG": str(log)}
+    settings = {"TANDEM_CLUSTER_SECRET": secret, "BENCH_HANDOFF_LOG": str(log)}
     prefill = [sys.executable, str(Path(__file__).with_name("handoff_prefill.py")), *common]
     decode = [sys.executable, "-m", "tandem_decode", *common]
     redis_command = [program, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]

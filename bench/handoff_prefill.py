@@ -17,7 +17,7 @@ from tandem_prefill.shipping import Shipping
 from tandem_worker.config import WorkerConfig
 from tandem_worker.host import WorkerHost
 
-LOG = open(os.environ["TANDEM_BENCH_LOG"], "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as long as the process
+LOG = open(os.environ["BENCH_HANDOFF_LOG"], "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as long as the process
 
 
 def note(**facts: object) -> None:

@@ -5,6 +5,7 @@ import time
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tandem.v1 import cluster_pb2, worker_pb2
 from tandem_common.hashing import block_hashes, unpack_hashes
 from tandem_common.keys import Keys
@@ -325,6 +326,31 @@ async def test_an_engine_that_dies_ends_the_worker_and_lets_requests_resume_else
         assert log.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
         assert log.error.retryable
         with pytest.raises(EngineDied):
+            async with asyncio.timeout(5):
+                await worker.task
+        assert await registered(redis_url, worker.worker_id) is None
+
+
+async def test_an_idle_engine_that_contradicts_itself_ends_the_worker(redis_url: str) -> None:
+    engines: list[LocalEngine] = []
+
+    def make_engine(config: EngineConfig) -> Engine:
+        engines.append(LocalEngine(config, SimulatedRunner(config)))
+        return engines[-1]
+
+    async with (
+        running_worker(redis_url, "both", make_engine=make_engine) as worker,
+        session(worker) as frontend,
+    ):
+        health = health_pb2_grpc.HealthStub(worker.channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await frontend.submit(1, generation(40, 5))
+        await frontend.ended(1)
+        core = engines[0]._core
+        assert core is not None
+        core.scheduler.pool._free.pop()  # a block is lost; nobody asks for one
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(EngineDied, match="BrokenInvariant"):
             async with asyncio.timeout(5):
                 await worker.task
         assert await registered(redis_url, worker.worker_id) is None

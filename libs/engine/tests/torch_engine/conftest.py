@@ -58,6 +58,8 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 24
 # Name to (architecture, what differs from SHAPE).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
+    # No grouping of heads, and heads that are wider together than the model.
+    "llama2": ("Llama", {"num_key_value_heads": 4, "head_dim": 24, "rms_norm_eps": 1e-5}),
     "llama3": ("Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True, "head_dim": 32}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
@@ -65,7 +67,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("Mistral", {"sliding_window": 21}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1}),
+    "qwen2.5": ("Qwen2", {"use_sliding_window": False, "sliding_window": 19, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
+    "qwen3-window": (
+        "Qwen3",
+        {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1, "seed": 5},
+    ),
     # Caps low enough that they matter for scores and logits of this size.
     "gemma2": (
         "Gemma2",
@@ -90,6 +97,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3", {"pad_token_id": 0}),
+    "phi3-partial": (
+        "Phi3",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "pad_token_id": 0,
+            "seed": 1,
+        },
+    ),
     "phi3-window": ("Phi3", {"sliding_window": 23, "pad_token_id": 0}),
     "phi4-mini": (
         "Phi3",
@@ -118,6 +133,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3-wide": ("Phi3", WIDE | {"pad_token_id": 0}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 17}),
 }
 
 

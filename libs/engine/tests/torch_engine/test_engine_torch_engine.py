@@ -106,10 +106,15 @@ async def test_preempted_requests_get_the_same_tokens(sampling, tiny_model, rand
         assert undisturbed == [model.greedy(request.token_ids, 40) for request in requests]
 
 
-async def test_a_cached_prefix_changes_nothing_but_the_work(tiny_model, random_prompt):
-    model = tiny_model("mistral-window")
+# Windows are shorter than the prefix that is cached, and than the prompt, which is computed in chunks.
+@pytest.mark.parametrize(
+    "name", ["llama3", "mistral-window", "qwen2-window", "gemma2", "gemma3", "phi3-window", "qwen3-moe"]
+)
+@pytest.mark.parametrize("max_step_tokens", [512, 5])
+async def test_a_cached_prefix_changes_nothing_but_the_work(name, max_step_tokens, tiny_model, random_prompt):
+    model = tiny_model(name)
     prefix = random_prompt(50)
-    async with Running(model.path) as running:
+    async with Running(model.path, max_step_tokens=max_step_tokens) as running:
         await running.run(generation("first", prefix, 4))
         for seed in range(3):
             prompt = prefix + random_prompt(7, seed)

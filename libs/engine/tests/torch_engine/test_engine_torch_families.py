@@ -11,10 +11,13 @@ from tandem_engine.api import ModelError
 MAX_DIFFERENCE = 1e-4
 IN_BFLOAT16 = [
     "llama",
+    "llama2",
     "llama3",
+    "mistral",
     "mistral-window",
     "mixtral",
     "qwen2",
+    "qwen2.5",
     "qwen3",
     "qwen3-moe",
     "gemma2",
@@ -45,6 +48,11 @@ def rewritten(source, target, changes):
         ("gemma3", {"layer_types": ["full_attention"] * 4}),
         ("gemma3", {"rope_parameters": {"full_attention": {"rope_theta": 1e5}}}),
         ("phi3-window", {"sliding_window": None}),
+        ("phi3-partial", {"rope_parameters": {"partial_rotary_factor": 0.75}}),
+        ("qwen2.5", {"use_sliding_window": True, "sliding_window": 19, "layer_types": ...}),
+        ("qwen3-window", {"use_sliding_window": False}),
+        ("qwen3-window", {"max_window_layers": 2, "layer_types": ...}),
+        ("mixtral-window", {"sliding_window": None}),
         ("phi4-mini", {"rope_parameters": {"partial_rotary_factor": 0.75}}),
         ("qwen3-moe", {"norm_topk_prob": False}),
         ("qwen3-moe", {"num_experts_per_tok": 3}),
@@ -81,6 +89,15 @@ def test_gemma3_of_transformers_4_is_read_alike(tiny_model, tmp_path, load, rand
     prompt = random_prompt(60)
     new_logits, old_logits = (driver.logits(driver.track(prompt), 60) for driver in (load(path), load(old)))
     assert torch.equal(new_logits, old_logits)
+
+
+def test_a_window_that_is_named_but_not_used_changes_nothing(tiny_model, tmp_path, load, random_prompt):
+    # As Qwen2.5's published files have it; transformers does not save it that way.
+    model, prompt = tiny_model("qwen2.5"), random_prompt(60)
+    named = {"use_sliding_window": False, "sliding_window": 19, "max_window_layers": 1, "layer_types": ...}
+    driver = load(rewritten(model.path, tmp_path / "named", named))
+    logits = driver.logits(driver.track(prompt), 60)
+    assert (logits - model.logits(prompt)[-1]).abs().max() < MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("chunks", [(60,), (13, 1, 30, 16), (1,) * 60])

@@ -7,6 +7,7 @@ import torch
 
 FAMILIES = [
     "llama",
+    "llama2",
     "llama3",
     "llama-biases",
     "llama-linear",
@@ -14,13 +15,17 @@ FAMILIES = [
     "mistral-window",
     "qwen2",
     "qwen2-window",
+    "qwen2.5",
     "qwen3",
+    "qwen3-window",
     "qwen3-moe",
     "qwen3-moe-shares",
     "mixtral",
+    "mixtral-window",
     "gemma2",
     "gemma3",
     "phi3",
+    "phi3-partial",
     "phi3-window",
 ]
 MAX_DIFFERENCE = 1e-4

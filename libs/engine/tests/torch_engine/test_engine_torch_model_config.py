@@ -192,7 +192,10 @@ def test_what_makes_no_sense_in_a_family_is_refused_by_name(fields, words):
     ("fields", "words"),
     [
         ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM", "LlamaForCausalLM", "sglang", "vllm"]),
-        ({"architectures": None, "model_type": "odd"}, ["'odd'", "Qwen3ForCausalLM"]),
+        (
+            {"architectures": None, "model_type": "odd"},
+            ["names none", "'odd'", "Qwen3ForCausalLM"],
+        ),
         ({"hidden_size": None}, ["hidden_size"]),
         ({"hidden_size": "64"}, ["hidden_size", "'64'", "int"]),
         ({"hidden_size": True}, ["hidden_size", "True"]),
@@ -205,7 +208,8 @@ def test_what_makes_no_sense_in_a_family_is_refused_by_name(fields, words):
         ),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
         ({"rope_theta": -1.0}, ["rope_theta (-1)"]),
-        ({"quantization_config": {"quant_method": "fp8"}}, ["quantised", "sglang"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantised", "gptq", "sglang"]),
+        ({"quantization_config": "odd"}, ["quantised", "sglang"]),
         ({"layer_types": ["full_attention"]}, ["layer_types", "4 layers"]),
         ({"head_dim": 7}, ["head_dim is 7"]),
     ],

@@ -15,7 +15,15 @@ LLAMA3 = {
 }
 
 
-@pytest.mark.parametrize(("scaling", "fields"), [("linear", {"factor": 4.0}), ("llama3", LLAMA3)])
+@pytest.mark.parametrize(
+    ("scaling", "fields"),
+    [
+        ("linear", {"factor": 4.0}),
+        ("llama3", LLAMA3),  # Llama 3.1 and 3.3
+        ("llama3", LLAMA3 | {"factor": 32.0}),  # Llama 3.2
+        ("llama3", LLAMA3 | {"high_freq_factor": 8.0, "original_max_position_embeddings": 4096}),
+    ],
+)
 def test_frequencies_are_those_of_transformers(scaling, fields):
     config = LlamaConfig(
         head_dim=128,

@@ -1,6 +1,7 @@
 """Weights are read from one file or shards alike, and what is wrong with them is said with the fix."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -101,9 +102,59 @@ def test_an_unknown_architecture_is_told_what_is_known_and_what_else_there_is(br
     assert "sglang and vllm engines" in message
 
 
-def test_other_formats_than_safetensors_are_not_read(broken, load):
-    (broken / SINGLE_FILE).rename(broken / "pytorch_model.bin")
-    assert "only safetensors" in error_of(load, broken)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.gguf"])
+def test_other_formats_than_safetensors_are_refused_by_name(broken, load, name):
+    (broken / SINGLE_FILE).rename(broken / name)
+    message = error_of(load, broken)
+    assert f"but {name}, which is not read" in message
+    assert "only safetensors" in message
+
+
+class Bomb:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("has_safetensors", [True, False])
+def test_nothing_that_comes_with_a_model_is_executed(has_safetensors, broken, load, tmp_path):
+    trace = tmp_path / "executed"
+    (broken / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(trace)))
+    (broken / "modeling_llama.py").write_text(f"open({str(trace)!r}, 'w')")
+    config = json.loads((broken / "config.json").read_text())
+    auto_map = {"AutoConfig": "modeling_llama.Config", "AutoModelForCausalLM": "modeling_llama.Model"}
+    (broken / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    if has_safetensors:
+        load(broken)
+    else:
+        (broken / SINGLE_FILE).unlink()
+        error_of(load, broken)
+    assert not trace.exists()
+    pickle.loads((broken / "pytorch_model.bin").read_bytes())  # a control: it would have shown
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff" * 5000, b"<!DOCTYPE html>" * 400, b"\x08" + bytes(7) + b'{"a":{}}']
+)
+def test_a_file_that_is_something_else_is_named(broken, load, content):
+    (broken / SINGLE_FILE).write_bytes(content)
+    message = error_of(load, broken)
+    assert SINGLE_FILE in message
+    assert "download it again" in message
+
+
+def test_eight_bit_floats_are_refused(broken, load):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    rewrite(broken, lambda t: t.update({name: t[name].to(torch.float8_e4m3fn)}))
+    message = error_of(load, broken)
+    assert name in message
+    assert "F8_E4M3" in message
+    assert "sglang" in message
 
 
 def test_a_missing_tensor_is_named(broken, load):

@@ -86,10 +86,11 @@ def parse_model_config(raw: Mapping[str, object]) -> ModelConfig:
     """The configuration that a parsed config.json stands for."""
     family = _family(raw)
     fields = ConfigFields(raw)
-    if raw.get("quantization_config"):
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise ModelError(
-            "the model's weights are quantised (quantization_config in config.json), which the torch engine "
-            "does not support; use the model's unquantised version, or the sglang or vllm engine"
+            f"the model's weights are quantised ({method or 'quantization_config'} in config.json), which the torch "
+            "engine does not support; use the model's unquantised version, or the sglang or vllm engine"
         )
     if (activation := fields.get(family.activation_field, family.activation)) not in ACTIVATIONS:
         raise ModelError(
@@ -154,13 +155,15 @@ def _family(raw: Mapping[str, object]) -> Family:
     for architecture in ConfigFields(raw).strings("architectures"):
         if architecture in FAMILIES:
             return FAMILIES[architecture]
-    named = (
-        ", ".join(ConfigFields(raw).strings("architectures"))
-        or f"none (model_type {raw.get('model_type')!r})"
-    )
+    if named := ", ".join(ConfigFields(raw).strings("architectures")):
+        problem = f"the torch engine does not know the model architecture {named}"
+    else:
+        problem = (
+            "the torch engine goes by the architecture, and config.json of the model names none "
+            f"(model_type is {raw.get('model_type')!r})"
+        )
     raise ModelError(
-        f"the torch engine does not know the model architecture {named}; it knows {', '.join(FAMILIES)}. "
-        "Other models are for the sglang and vllm engines"
+        f"{problem}; it knows {', '.join(FAMILIES)}. Other models are for the sglang and vllm engines"
     )
 
 

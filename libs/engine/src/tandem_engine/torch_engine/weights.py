@@ -24,6 +24,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # Of safetensors' names for dtypes, those that convert to the dtype we compute in without a scale of their own.
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".onnx")
 # How the small file begins that Git checks out where its LFS extension is not installed.
 _LFS_POINTER = b"version https://git-lfs"
 # Buffers that old checkpoints carry and that are computed from config.json.
@@ -158,9 +159,12 @@ def _shards(path: Path) -> dict[str, set[str] | None]:
     if (path / SINGLE_FILE).is_file():
         return {SINGLE_FILE: None}
     if not (path / INDEX_FILE).is_file():
+        others = sorted(file.name for file in path.iterdir() if file.suffix in _OTHER_FORMATS)
         raise ModelError(
-            f"the model has neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors weights are read. "
-            "Convert others with save_pretrained of transformers, or download the safetensors version"
+            f"the model has neither {SINGLE_FILE} nor {INDEX_FILE}"
+            + (f", but {others[0]}, which is not read" if others else "")
+            + "; only safetensors weights are, since other formats may run code. Convert them with save_pretrained of "
+            "transformers, or download the safetensors version"
         )
     try:
         weight_map = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
