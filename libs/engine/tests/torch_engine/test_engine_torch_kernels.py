@@ -104,7 +104,7 @@ def chunk_reference(
 @pytest.mark.parametrize("window", [0, 1, 37])
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "block_size"),
-    [(6, 2, 64, 16), (2, 1, 128, 16), (4, 4, 16, 5), (5, 1, 48, 24), (3, 3, 80, 32), (10, 1, 256, 100)],
+    [(6, 2, 64, 16), (2, 1, 128, 16), (4, 4, 32, 5), (5, 1, 96, 24), (3, 3, 160, 32), (10, 1, 256, 100)],
 )
 def test_a_chunk_sees_its_row_up_to_itself_and_no_others(
     loaded: Kernels,

@@ -1,16 +1,21 @@
-/* A step of few tokens in one call: from token ids to logits, or to the likeliest tokens. With few rows the products
- * take as long as their weights take to come from memory, and whatever lies between them (calls, waking threads, small
- * tensors) would cost as much again.
+/* A step in one call: from token ids to logits, or to the likeliest tokens. With few rows the products take as long as
+ * their weights take to come from memory, and whatever lies between them (calls, waking threads, small tensors) would
+ * cost as much again; with many it costs a fifth of a small model's step.
  *
  * The threads go through the phases below together; a phase is parallel over rows, tiles of outputs or heads. Roundings
  * are those of the torch path (`model.py`), whose results these are but for the order of sums. */
 
 #include <omp.h>
 
-#include "attend.h"
+#include "attend_chunk.h"
 #include "elementwise.h"
 #include "product.h"
 #include "team.h"
+
+enum {
+    BLOCK_ROWS = 16 * MAX_ROWS, /* whose products with a tile are held at a time */
+    PIECE_ROWS = 4 * MAX_ROWS,  /* fewer are not worth reading a tile again */
+};
 
 /* One layer. Norms have float weights and are null where the family has none. */
 struct layer {
@@ -31,11 +36,15 @@ struct model {
     float eps, embedding_scale, query_scale, logit_softcap;
 };
 
-/* Tokens that are computed together. Several of one sequence share a block table. */
+/* Tokens that are computed together. Those of one sequence share a block table. */
 struct step {
     int64_t rows;
     const int64_t *token_ids, *positions;
     const int64_t *blocks, *tables; /* block ids of all sequences; where each token's begin */
+    int64_t num_single;
+    const int64_t *single; /* tokens that attend by themselves */
+    int64_t num_stretches;
+    const int64_t *stretches; /* (first token, tokens) of those that attend together, up to STRETCH_ROWS rows */
     int64_t num_drawing;
     const int64_t *drawing; /* rows whose logits are wanted */
     number *scratch;        /* room for `struct work` */
@@ -74,36 +83,61 @@ static void add(const struct model *m, number *x, number *delta, const float *af
     for (int64_t i = 0; i < m->hidden; i += LANES) store(x + i, load(x + i) + load(delta + i));
 }
 
+/* How the products of a weight with rows are shared out: pieces of one tile by `rows` rows. With many tiles a piece has
+ * all rows, so that a weight is read once; with few there are more pieces than threads all the same. */
+struct pieces {
+    int64_t count, rows;
+};
+
+static struct pieces pieces_of(const struct team *team, int64_t tiles, int64_t rows) {
+    int64_t parts = (4 * team->size + tiles - 1) / tiles, most = (rows + PIECE_ROWS - 1) / PIECE_ROWS;
+    parts = parts < most ? parts : most;
+    struct pieces pieces = {.rows = (rows + parts - 1) / parts};
+    pieces.count = tiles * ((rows + pieces.rows - 1) / pieces.rows);
+    return pieces;
+}
+
 /* out (rows, outputs) = x W^T + b, rounded. */
 static void project(struct team *team, const struct matrix *w, number *out, const number *x, int64_t rows) {
-    float tile[rows * TILE] __attribute__((aligned(64)));
-    int64_t tiles = (w->outputs + TILE - 1) / TILE, stretch = stretch_of(team, tiles);
-    for (int64_t first; (first = claim(team, stretch)) < tiles;)
-        for (int64_t t = first; t < tiles && t < first + stretch; t++) {
-            multiply(tile, w, t, t + 1 < tiles ? t + 1 : t, x, rows);
-            for (int64_t row = 0; row < rows; row++)
+    float tile[BLOCK_ROWS * TILE] __attribute__((aligned(64)));
+    int64_t tiles = (w->outputs + TILE - 1) / TILE;
+    struct pieces pieces = pieces_of(team, tiles, rows);
+    EACH(piece, team, pieces.count) {
+        int64_t t = piece % tiles, begin = piece / tiles * pieces.rows;
+        int64_t end = begin + pieces.rows < rows ? begin + pieces.rows : rows;
+        for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
+            int64_t count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS, is_last = row + count == end;
+            multiply(tile, w, t, is_last && t + 1 < tiles ? t + 1 : t, x + row * w->inputs, count);
+            for (int64_t r = 0; r < count; r++)
                 for (int64_t i = 0; i < TILE && t * TILE + i < w->outputs; i += LANES)
-                    store(out + row * w->outputs + t * TILE + i, load_floats(tile + row * TILE + i));
+                    store(out + (row + r) * w->outputs + t * TILE + i, load_floats(tile + r * TILE + i));
         }
+    }
     meet(team);
 }
 
 /* out (rows, intermediate) = act(gate) * up. */
 static void project_gated(struct team *team, const struct model *m, const struct matrix *w, number *out,
                           const number *x, int64_t rows) {
-    float gates[rows * TILE] __attribute__((aligned(64))), ups[rows * TILE] __attribute__((aligned(64)));
-    int64_t tiles = m->intermediate / TILE, stretch = stretch_of(team, tiles);
-    for (int64_t first; (first = claim(team, stretch)) < tiles;)
-        for (int64_t t = first; t < tiles && t < first + stretch; t++) {
-            multiply(gates, w, t, tiles + t, x, rows);
-            multiply(ups, w, tiles + t, t + 1 < tiles ? t + 1 : t, x, rows);
-            for (int64_t row = 0; row < rows; row++)
+    float gates[BLOCK_ROWS * TILE] __attribute__((aligned(64))), ups[BLOCK_ROWS * TILE] __attribute__((aligned(64)));
+    int64_t tiles = m->intermediate / TILE;
+    struct pieces pieces = pieces_of(team, tiles, rows);
+    EACH(piece, team, pieces.count) {
+        int64_t t = piece % tiles, begin = piece / tiles * pieces.rows;
+        int64_t end = begin + pieces.rows < rows ? begin + pieces.rows : rows;
+        for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
+            int64_t count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS, is_last = row + count == end;
+            multiply(gates, w, t, tiles + t, x + row * w->inputs, count);
+            multiply(ups, w, tiles + t, is_last && t + 1 < tiles ? t + 1 : t, x + row * w->inputs, count);
+            for (int64_t r = 0; r < count; r++)
                 for (int64_t i = 0; i < TILE; i += LANES) {
-                    floats gate = rounded(load_floats(gates + row * TILE + i));
-                    floats up = rounded(load_floats(ups + row * TILE + i));
-                    store(out + row * m->intermediate + t * TILE + i, rounded(m->gelu ? gelu(gate) : silu(gate)) * up);
+                    floats gate = rounded(load_floats(gates + r * TILE + i));
+                    floats up = rounded(load_floats(ups + r * TILE + i));
+                    store(out + (row + r) * m->intermediate + t * TILE + i,
+                          rounded(m->gelu ? gelu(gate) : silu(gate)) * up);
                 }
         }
+    }
     meet(team);
 }
 
@@ -134,32 +168,65 @@ static void place(const struct model *m, const struct layer *layer, number *qkv,
     memcpy(slot + a->block_size * width, qkv + num_queries + width, (size_t)width * sizeof(number));
 }
 
-static void run_layer(struct team *team, const struct model *m, const struct step *step, const struct work *work,
-                      int64_t number_of_layer) {
-    const struct layer *layer = &m->layers[number_of_layer];
+/* Attention of one layer's stretches, keys and values being in the pool. */
+static void attend_together(struct team *team, const struct model *m, const struct step *step,
+                            const struct work *work, const number *keys, int64_t window) {
     const struct attention *a = &m->attention;
-    int64_t rows = step->rows, width = qkv_width(a), heads_width = a->heads * a->head_dim;
-    number *keys = m->pool + number_of_layer * 2 * a->block_size * a->kv_heads * a->head_dim;
+    int64_t width = qkv_width(a), heads_width = a->heads * a->head_dim, shared = a->heads / a->kv_heads;
+    for (int64_t piece; (piece = claim(team, 1)) < step->num_stretches * a->kv_heads;) {
+        const int64_t *stretch = step->stretches + piece / a->kv_heads * 2;
+        int64_t row = stretch[0], head = piece % a->kv_heads;
+        attend_stretch(a, &(struct stretch){
+                              .queries = work->qkv + row * width + head * shared * a->head_dim,
+                              .out = work->attended + row * heads_width + head * shared * a->head_dim,
+                              .query_stride = width,
+                              .out_stride = heads_width,
+                              .tokens = stretch[1],
+                              .shared = shared,
+                              .position = step->positions[row],
+                              .window = window,
+                              .keys = keys + head * a->head_dim,
+                              .blocks = step->blocks + step->tables[row],
+                          });
+    }
+    meet(team);
+}
 
-    for (int64_t row; (row = claim(team, 1)) < rows;)
-        normalise(work->normed + row * m->hidden, work->x + row * m->hidden, layer->attention_norm, m->hidden, m->eps);
-    meet(team);
-    project(team, &layer->qkv, work->qkv, work->normed, rows);
-    for (int64_t row; (row = claim(team, 1)) < rows;)
-        place(m, layer, work->qkv + row * width, keys, step->positions[row], step->blocks + step->tables[row]);
-    meet(team);
-    /* Few rows are split by heads, to give every thread something to do. */
-    int64_t parts = (2 * team->size + rows - 1) / rows;
+/* Attention of the tokens that attend by themselves. */
+static void attend_singly(struct team *team, const struct model *m, const struct step *step, const struct work *work,
+                          const number *keys, int64_t window) {
+    const struct attention *a = &m->attention;
+    int64_t width = qkv_width(a), heads_width = a->heads * a->head_dim;
+    /* Few tokens are split by heads, to give every thread something to do. */
+    int64_t parts = (2 * team->size + step->num_single - 1) / step->num_single;
     if (parts > a->kv_heads) parts = a->kv_heads;
-    for (int64_t piece; (piece = claim(team, 1)) < rows * parts;) {
-        int64_t row = piece / parts, count = step->positions[row] + 1;
-        int64_t start = layer->window && count > layer->window ? count - layer->window : 0;
+    for (int64_t piece; (piece = claim(team, 1)) < step->num_single * parts;) {
+        int64_t row = step->single[piece / parts], count = step->positions[row] + 1;
+        int64_t start = window && count > window ? count - window : 0;
         attend(a, work->attended + row * heads_width, work->qkv + row * width, keys, step->blocks + step->tables[row],
                start, count, piece % parts, parts);
     }
     meet(team);
+}
+
+static void run_layer(struct team *team, const struct model *m, const struct step *step, const struct work *work,
+                      int64_t number_of_layer) {
+    const struct layer *layer = &m->layers[number_of_layer];
+    const struct attention *a = &m->attention;
+    int64_t rows = step->rows, width = qkv_width(a);
+    number *keys = m->pool + number_of_layer * 2 * a->block_size * a->kv_heads * a->head_dim;
+
+    EACH(row, team, rows)
+        normalise(work->normed + row * m->hidden, work->x + row * m->hidden, layer->attention_norm, m->hidden, m->eps);
+    meet(team);
+    project(team, &layer->qkv, work->qkv, work->normed, rows);
+    EACH(row, team, rows)
+        place(m, layer, work->qkv + row * width, keys, step->positions[row], step->blocks + step->tables[row]);
+    meet(team);
+    if (step->num_stretches) attend_together(team, m, step, work, keys, layer->window);
+    if (step->num_single) attend_singly(team, m, step, work, keys, layer->window);
     project(team, &layer->output, work->delta, work->attended, rows);
-    for (int64_t row; (row = claim(team, 1)) < rows;) {
+    EACH(row, team, rows) {
         number *x = work->x + row * m->hidden;
         add(m, x, work->delta + row * m->hidden, layer->after_attention);
         normalise(work->normed + row * m->hidden, x, layer->mlp_norm, m->hidden, m->eps);
@@ -167,7 +234,7 @@ static void run_layer(struct team *team, const struct model *m, const struct ste
     meet(team);
     project_gated(team, m, &layer->gate_up, work->gated, work->normed, rows);
     project(team, &layer->down, work->delta, work->gated, rows);
-    for (int64_t row; (row = claim(team, 1)) < rows;)
+    EACH(row, team, rows)
         add(m, work->x + row * m->hidden, work->delta + row * m->hidden, layer->after_mlp);
     meet(team);
 }
@@ -182,9 +249,8 @@ static void draw(struct team *team, const struct model *m, const struct step *st
     float *best = step->best + thread * rows, tile[rows * TILE] __attribute__((aligned(64)));
     int64_t *best_tokens = step->best_tokens + thread * rows;
     for (int64_t row = 0; row < rows && !step->logits; row++) best[row] = -__builtin_inff(), best_tokens[row] = 0;
-    int64_t tiles = (m->vocab + TILE - 1) / TILE, stretch = stretch_of(team, tiles);
-    for (int64_t first; (first = claim(team, stretch)) < tiles;)
-        for (int64_t t = first; t < tiles && t < first + stretch; t++) {
+    int64_t tiles = (m->vocab + TILE - 1) / TILE;
+    EACH(t, team, tiles) {
             multiply(tile, &m->head, t, t + 1 < tiles ? t + 1 : t, work->normed, rows);
             int64_t count = m->vocab - t * TILE < TILE ? m->vocab - t * TILE : TILE;
             for (int64_t row = 0; row < rows; row++) {
@@ -230,7 +296,7 @@ static void run(struct team *team, const struct model *m, const struct step *ste
     work.qkv = work.delta + rows * m->hidden;
     work.attended = work.qkv + rows * qkv_width(a);
     work.gated = work.attended + rows * a->heads * a->head_dim;
-    for (int64_t row; (row = claim(team, 1)) < rows;) embed(m, work.x + row * m->hidden, step->token_ids[row]);
+    EACH(row, team, rows) embed(m, work.x + row * m->hidden, step->token_ids[row]);
     meet(team);
     for (int64_t layer = 0; layer < m->num_layers; layer++) run_layer(team, m, step, &work, layer);
     if (step->num_drawing) draw(team, m, step, &work, thread);

@@ -1,13 +1,15 @@
-"""Steps of few tokens as one call in C, from token ids to the likeliest tokens or to logits.
+"""Steps as one call in C, from token ids to the likeliest tokens or to logits.
 
 With few rows a product takes as long as its weights take to come from memory, and calling torch's operators between
-products would cost as much again. `short_step.c` does what `model.Transformer` does, with the same roundings, out of
-the same memory: here its parts are laid out for it, and batches flattened.
+products would cost as much again; with many, what lies between them still costs a fifth of a small model's step.
+`short_step.c` does what `model.Transformer` does, with the same roundings, out of the same memory: here its parts are
+laid out for it, and batches flattened.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from array import array
 from typing import Protocol
 
@@ -26,9 +28,9 @@ from tandem_engine.torch_engine.short_step_structs import Attention, LayerParts,
 
 # Above this many tokens processors with tile units (AMX) are faster by torch's operators, which use them.
 _MAX_TOKENS_BESIDE_AMX = 32
-_MAX_TOKENS = 256
-# Each token of a prompt chunk reads the keys before it anew: fine while they are in the cache. Tokens times keys.
-_MAX_CHUNK_PAIRS = 16384
+# Prompt chunks of so many tokens share what they read of the keys before them. Rows of such a stretch: as in C.
+_MIN_STRETCH = 4
+_STRETCH_ROWS = 192
 
 
 class StepKernel(Protocol):
@@ -51,13 +53,14 @@ class ShortStep:
         self._kept: list[object] = [model]  # what C points to
         self._vocab_size = config.vocab_size
         has_tile_units = cache.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-        self._max_tokens = _MAX_TOKENS_BESIDE_AMX if has_tile_units else _MAX_TOKENS
+        self.max_tokens = _MAX_TOKENS_BESIDE_AMX if has_tile_units else sys.maxsize
         self._row_numbers = (
             3 * config.hidden_size
             + (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
             + config.intermediate_size
         )
         self._scratch = torch.empty(0, dtype=cache.dtype)
+        self._stretch_tokens = _STRETCH_ROWS * config.num_kv_heads // config.num_heads
         layers = (LayerParts * config.num_layers)(
             *(self._layer(layer, config, index, model) for index, layer in enumerate(model.layers))
         )
@@ -109,13 +112,8 @@ class ShortStep:
         )
 
     def takes(self, batch: Batch) -> bool:
-        """Whether a batch is small enough to be faster this way."""
-        num_tokens = 0
-        for row in batch.sequences:
-            if row.num_new_tokens > 1 and row.num_new_tokens * row.position > _MAX_CHUNK_PAIRS:
-                return False
-            num_tokens += row.num_new_tokens
-        return num_tokens <= self._max_tokens
+        """Whether a batch is faster this way."""
+        return sum(row.num_new_tokens for row in batch.sequences) <= self.max_tokens
 
     def likeliest(self, batch: Batch) -> list[int]:
         """Compute a step; the likeliest token of each row that draws one, of several the first."""
@@ -140,11 +138,18 @@ class ShortStep:
         return logits
 
     def _run(self, batch: Batch, num_threads: int, **results: int) -> None:
-        token_ids, positions, blocks, tables, drawing = (array("q") for _ in range(5))
+        token_ids, positions, blocks, tables, single, drawing = (array("q") for _ in range(6))
+        stretches: list[tuple[int, int, int]] = []  # position, first token, number of tokens
         begun_blocks: list[int] = []
         block_size = self._cache.block_size
         for row in batch.sequences:
             start, stop = row.num_computed_tokens, row.num_computed_tokens + row.num_new_tokens
+            if row.num_new_tokens < _MIN_STRETCH:
+                single.extend(range(len(token_ids), len(token_ids) + row.num_new_tokens))
+            else:
+                for first in range(start, stop, self._stretch_tokens):
+                    token = len(token_ids) + first - start
+                    stretches.append((first, token, min(self._stretch_tokens, stop - first)))
             token_ids.extend(row.token_ids[start:stop])
             positions.extend(range(start, stop))
             tables.extend([len(blocks)] * row.num_new_tokens)
@@ -157,12 +162,18 @@ class ShortStep:
         num_rows = len(token_ids)
         if self._scratch.numel() < num_rows * self._row_numbers:
             self._scratch = torch.empty(num_rows * self._row_numbers, dtype=self._cache.dtype)
+        # Those that see most come first, so that all threads end at about the same time.
+        by_length = array("q", [n for _, *stretch in sorted(stretches, reverse=True) for n in stretch])
         step = Step(
             rows=num_rows,
             token_ids=token_ids.buffer_info()[0],
             positions=positions.buffer_info()[0],
             blocks=blocks.buffer_info()[0],
             tables=tables.buffer_info()[0],
+            num_single=len(single),
+            single=single.buffer_info()[0],
+            num_stretches=len(stretches),
+            stretches=by_length.buffer_info()[0],
             num_drawing=len(drawing),
             drawing=drawing.buffer_info()[0],
             scratch=self._scratch.data_ptr(),

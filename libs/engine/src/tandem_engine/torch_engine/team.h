@@ -29,6 +29,11 @@ static inline int64_t stretch_of(const struct team *team, int64_t pieces) {
     return stretch > 1 ? stretch : 1;
 }
 
+/* For each of `count` pieces, by whichever thread claims it. */
+#define EACH(piece, team, count)                                                                              \
+    for (int64_t stretch_ = stretch_of(team, count), first_; (first_ = claim(team, stretch_)) < (count);)     \
+        for (int64_t piece = first_; piece < (count) && piece < first_ + stretch_; piece++)
+
 /* Wait until all threads have done their pieces of a phase: awake for a moment, then asleep, since the thread that is
  * waited for may need this very core. */
 static void meet(struct team *team) {
