@@ -6,7 +6,8 @@ Experiments, each printed as a table and written to bench/results/simulation-NAM
 
     saturation    Mooncake on 8 prefill + 8 decode workers, load swept: where goodput stops to rise
     policies      the same at 80 % of that load, every policy that the router knows
-    slow          the same with every second worker at half speed
+    slow          the same, at the same load, with every second worker at half speed
+    view          the same with a router that knows everything at once: what a perfect view would find in the caches
     layouts       disaggregated against aggregated with swept chunk size, 70B, 1 % of 32 k prompts, TPOT target 40 ms
     interference  ITL of short chats with and without 32 k prompts among them
     scale         2,000 workers, a short run: how long the simulator takes
@@ -18,6 +19,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from machine import describe_machine
@@ -28,15 +30,22 @@ from tandem_sim.hardware import GPUS
 from tandem_sim.ideal_cache import shared_cache_hit_rate
 from tandem_sim.models import MODELS
 from tandem_sim.report import Run, Summary, summarise, table, to_json
-from tandem_sim.scenario import Scenario, Targets, WorkerGroup
+from tandem_sim.scenario import Control, Scenario, Targets, WorkerGroup
 from tandem_sim.simulation import Simulation
 from tandem_sim.step_time import kv_tokens
 from tandem_sim.synthetic import CHAT_ONLY, MIXED, Kind, poisson
 
+AT_ONCE = Control(heartbeat_s=0.01, poll_s=0.01, kv_event_delay_s=0.0)
 RESULTS = Path(__file__).resolve().parent / "results"
-LOADS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
-CHUNKS = (512, 1024, 2048, 4096, 8192)
-SPLIT = (WorkerGroup(role="prefill", count=8), WorkerGroup(role="decode", count=8))
+LOADS = (3.0, 3.5, 4.0, 4.5, 5.0, 5.5)
+CHUNKS = (256, 512, 1024, 2048)
+SHARES = (0.9, 0.95, 0.98)
+# Tokens of a step of prefill and decode workers, whatever the policy: a short prompt waits for the step in progress.
+STEP = 2048
+SPLIT = (
+    WorkerGroup(role="prefill", count=8, max_step_tokens=STEP),
+    WorkerGroup(role="decode", count=8, max_step_tokens=STEP),
+)
 HALF_SLOW = tuple(
     replace(group, count=group.count // 2, speed=speed) for group in SPLIT for speed in (1.0, 0.5)
 )
@@ -69,21 +78,46 @@ def policies(
     return [run(mooncake(policy, workers), requests, load) for policy in names]
 
 
-def layouts(num_requests: int, rates_per_worker: Sequence[float]) -> Iterator[Summary]:
-    """All ways to divide 2 and 4 workers of 4 GPUs, one node and two, over swept rates."""
+def layouts(num_requests: int, num_workers: int, rates_per_worker: Sequence[float]) -> Iterator[Summary]:
+    """All ways to use so many workers of 4 GPUs, over swept rates: split, aggregated, and aggregated with handoffs."""
     targets = Targets(ttft_s=2.0, tpot_s=0.040)
-    for num_workers in (2, 4):
-        rates = [num_workers * rate for rate in rates_per_worker]
-        splits = [
-            (WorkerGroup(role="prefill", count=n), WorkerGroup(role="decode", count=num_workers - n))
-            for n in range(1, num_workers)
-        ]
-        wholes = [(WorkerGroup(role="both", count=num_workers, max_step_tokens=chunk),) for chunk in CHUNKS]
-        for rate in rates:
-            requests = poisson(MIXED, rate=rate, num_requests=num_requests, seed=1)
-            for workers in (*splits, *wholes):
-                scenario = Scenario(workers=workers, block_size=64, targets=targets, with_planner=False)
-                yield run(scenario, requests)
+    splits = [
+        (
+            WorkerGroup(role="prefill", count=n, max_step_tokens=STEP),
+            WorkerGroup(role="decode", count=num_workers - n, max_step_tokens=1024),
+        )
+        for n in range(num_workers // 2, num_workers)
+    ]
+    wholes = [
+        (WorkerGroup(role="both", count=num_workers, max_step_tokens=chunk, handoffs=handoffs),)
+        for handoffs in (False, True)
+        for chunk in (CHUNKS if not handoffs else (512,))
+    ]
+    for rate in (num_workers * each for each in rates_per_worker):
+        requests = poisson(MIXED, rate=rate, num_requests=num_requests, seed=1)
+        for workers in (*splits, *wholes):
+            scenario = Scenario(workers=workers, block_size=64, targets=targets, with_planner=False)
+            yield run(scenario, requests)
+
+
+def show_capacities(summaries: Sequence[Summary]) -> None:
+    """The highest rate at which a share of the requests is in target, by layout; between rates it is interpolated."""
+    by_layout: dict[str, list[tuple[float, float]]] = {}
+    for summary in summaries:
+        name = " + ".join(_group(group) for group in summary["workers"])
+        by_layout.setdefault(name, []).append((summary["rate"], summary["good_share"]))
+    print(f"{'highest rate, 1/s, with so many in target':46} " + " ".join(f"{s:>7.0%}" for s in SHARES))
+    for name, points in by_layout.items():
+        print(f"{name:46} " + " ".join(_capacity(sorted(points), share) for share in SHARES))
+
+
+def _capacity(points: Sequence[tuple[float, float]], share: float) -> str:
+    if points[0][1] < share:
+        return f"<{points[0][0]:6.1f}"
+    for (rate, good), (next_rate, next_good) in pairwise(points):
+        if next_good < share:
+            return f"{rate + (next_rate - rate) * (good - share) / (good - next_good):7.1f}"
+    return f">{points[-1][0]:6.1f}"
 
 
 def interference(num_requests: int) -> Iterator[Summary]:
@@ -95,8 +129,14 @@ def interference(num_requests: int) -> Iterator[Summary]:
         [*chats, *(replace(r, index=r.index + num_requests) for r in added)], key=lambda r: r.time_s
     )
     for workers in (
-        (WorkerGroup(role="prefill", count=2), WorkerGroup(role="decode", count=2)),
-        *((WorkerGroup(role="both", count=4, max_step_tokens=chunk),) for chunk in (512, 2048, 8192)),
+        (
+            WorkerGroup(role="prefill", count=2, max_step_tokens=STEP),
+            WorkerGroup(role="decode", count=2, max_step_tokens=512),
+        ),
+        *(
+            (WorkerGroup(role="both", count=4, max_step_tokens=chunk, handoffs=False),)
+            for chunk in (512, 2048, 8192)
+        ),
     ):
         for requests in (chats, both):
             yield run(Scenario(workers=workers, block_size=64, with_planner=False), requests)
@@ -139,7 +179,8 @@ def show(name: str, summaries: Sequence[Summary]) -> None:
 def _group(group: dict[str, str | int | float]) -> str:
     speed = "" if group["speed"] == 1.0 else f" at {group['speed']:g}"
     chunk = f" chunk {group['max_step_tokens']}" if group["role"] == "both" else ""
-    return f"{group['count']} {group['role']}{speed}{chunk}"
+    handoffs = " with handoffs" if group["role"] == "both" and group["handoffs"] else ""
+    return f"{group['count']} {group['role']}{speed}{chunk}{handoffs}"
 
 
 def main() -> None:
@@ -148,17 +189,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trace", type=Path, help="Mooncake's conversation trace")
-    parser.add_argument("--only", default="saturation,policies,slow,layouts,interference,scale")
+    parser.add_argument("--only", default="saturation,policies,slow,view,layouts,interference,scale")
     parser.add_argument("--requests", type=int, default=3000, help="of the trace; 0 for all")
     parser.add_argument(
         "--load", type=float, default=0.0, help="for policies and slow; 0: 80 %% of saturation"
     )
-    parser.add_argument("--rates", default="1,2,3,4,6,8", help="of layouts, per worker")
+    parser.add_argument("--rates", default="2.5,3.5,4.5,5.5,6.5,7.5,8.5", help="of layouts, per worker")
+    parser.add_argument("--nodes", default="2,4", help="workers of layouts: 2 of 4 GPUs are a node")
     parser.add_argument("--policies", default=",".join(POLICY_NAMES))
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     load, compared = arguments.load, arguments.policies.split(",")
-    if {"saturation", "policies", "slow"} & set(names):
+    if {"saturation", "policies", "slow", "view"} & set(names):
         if arguments.trace is None:
             parser.error("--trace is needed")
         requests = load_trace(arguments.trace, arguments.requests or None)
@@ -176,10 +218,15 @@ def main() -> None:
         if "policies" in names:
             show("policies", policies(compared, requests, load, SPLIT))
         if "slow" in names:
-            # Three quarters of the capacity are left.
-            show("slow", policies(compared, requests, 0.75 * load, HALF_SLOW))
+            show("slow", policies(compared, requests, load, HALF_SLOW))
+        if "view" in names:
+            show("view", [run(replace(mooncake("predictive", SPLIT), control=AT_ONCE), requests, load)])
     if "layouts" in names:
-        show("layouts", list(layouts(1000, [float(rate) for rate in arguments.rates.split(",")])))
+        rates = [float(rate) for rate in arguments.rates.split(",")]
+        for num_workers in (int(count) for count in arguments.nodes.split(",")):
+            swept = list(layouts(arguments.requests, num_workers, rates))
+            show(f"layouts-{num_workers}", swept)
+            show_capacities(swept)
     if "interference" in names:
         show("interference", list(interference(1500)))
     if "scale" in names:

@@ -33,6 +33,23 @@ def test_the_same_seed_gives_the_same_json() -> None:
     assert first != other
 
 
+def test_routers_can_be_several_and_set() -> None:
+    (run,) = json.loads(
+        invoke(
+            *MIX,
+            "--routers",
+            "2",
+            "--router",
+            "max_worker_queue_ms=1",
+            "--router",
+            "policy=random",
+            "--json",
+            "-",
+        )
+    )["runs"]
+    assert run["num_done"] == 40
+
+
 def test_half_of_the_workers_can_be_slow_and_one_can_die() -> None:
     text = invoke(*MIX[:7], "--aggregated", "4", "--slow", "0.5", "--kill", "both-0003@0.5", "--json", "-")
     (run,) = json.loads(text)["runs"]

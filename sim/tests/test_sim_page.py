@@ -27,9 +27,17 @@ def summaries() -> list[Summary]:
 
 def test_the_page_has_all_plots_and_loads_nothing() -> None:
     page = html_page("A <title>", summaries())
-    assert page.count("<svg") == 6  # two of percentiles, goodput, utilisation of each run, requests
+    assert (
+        page.count("<svg") == 5
+    )  # two of percentiles, utilisation of each run, requests; one rate makes no goodput
     assert "A &lt;title&gt;" in page
     assert not re.search(r"<script|<link|<img|@import|src=|href=|url\(", page)
+
+
+def test_goodput_over_rate_is_drawn_when_rates_were_swept() -> None:
+    one, other = summaries()
+    assert "Goodput over rate" in html_page("title", [one, other | {"rate": 12.0}])
+    assert "Goodput over rate" not in html_page("title", [one, other])
 
 
 def test_the_json_says_what_the_table_says() -> None:

@@ -32,7 +32,9 @@ class ControlPlane:
         self._loop = loop
         self._link_latency_ms = link_latency_ms
         self._index = BlockIndex()
-        self.routers = [Router(scenario, loop, self._index) for _ in range(scenario.num_routers)]
+        self.routers = [
+            Router(f"router-{number}", scenario, loop, self._index) for number in range(scenario.num_routers)
+        ]
         for router in self.routers:
             router.meet([other for other in self.routers if other is not router])
         self._registered: dict[str, RegisteredWorker] = {}

@@ -40,12 +40,7 @@ def _charts(summaries: Sequence[Summary]) -> list[Chart]:
     return [
         _percentile_chart("Time to first token", "ttft_s", summaries),
         _percentile_chart("Time between tokens", "itl_s", summaries),
-        Chart(
-            title="Goodput over rate",
-            x_title="requests sent per second",
-            y_title="requests per second in target",
-            series=_goodput(summaries),
-        ),
+        *_goodput_charts(summaries),
         *(
             Chart(
                 title=f"Utilisation over time: {_name(s)}",
@@ -97,11 +92,21 @@ def _percentile_chart(title: str, key: str, summaries: Sequence[Summary]) -> Cha
     )
 
 
-def _goodput(summaries: Sequence[Summary]) -> list[Series]:
+def _goodput_charts(summaries: Sequence[Summary]) -> list[Chart]:
+    """One, or none when all runs have the same rate: a single rate makes no line."""
     by_policy: dict[str, list[tuple[float, float]]] = {}
     for s in summaries:
         by_policy.setdefault(s["policy"], []).append((s["rate"], s["goodput"]))
-    return [Series(name=policy, points=sorted(points)) for policy, points in by_policy.items()]
+    if len({s["rate"] for s in summaries}) < 2:
+        return []
+    return [
+        Chart(
+            title="Goodput over rate",
+            x_title="requests sent per second",
+            y_title="requests per second in target",
+            series=[Series(name=policy, points=sorted(points)) for policy, points in by_policy.items()],
+        )
+    ]
 
 
 def _name(summary: Summary) -> str:

@@ -189,6 +189,7 @@ def _group(group: WorkerGroup) -> Summary:
         "gpu": group.gpu,
         "speed": group.speed,
         "max_step_tokens": group.max_step_tokens,
+        "handoffs": group.handoffs,
     }
 
 

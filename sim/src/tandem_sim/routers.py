@@ -18,6 +18,7 @@ from tandem_router.bookings import Booking, Bookings
 from tandem_router.cluster import Cluster
 from tandem_router.config import RouterConfig
 from tandem_router.desk import Desk, Started, Ticket, charged_tokens
+from tandem_router.elsewhere import WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.index import BlockIndex
 from tandem_router.query import Decision, Query
@@ -27,6 +28,8 @@ from tandem_router.wire import query_from_proto
 from tandem_sim.event_loop import EventLoop
 from tandem_sim.scenario import Scenario
 
+# Between two times that a router tells who waits with it.
+_TELL_S = 0.1
 _UNUSED = "simulated; never sent"
 
 # Who asked hears of it once.
@@ -51,13 +54,15 @@ def router_config(scenario: Scenario) -> RouterConfig:
 class Router:
     """One router."""
 
-    def __init__(self, scenario: Scenario, loop: EventLoop, index: BlockIndex) -> None:
+    def __init__(self, name: str, scenario: Scenario, loop: EventLoop, index: BlockIndex) -> None:
+        self._name = name
         config = router_config(scenario)
         rules = config.servicer_rules()
         self._loop = loop
         self._index = index
         self._exchange_s = scenario.control.exchange_s
         self._others: list[Router] = []
+        self._elsewhere = WaitingElsewhere()
         self._shares = FairShares(config.weights())
         self._cluster = Cluster(
             Bookings(max_age_s=config.booking_max_age_s, max_per_worker=config.max_bookings_per_worker),
@@ -76,6 +81,7 @@ class Router:
             rules=rules.admission,
             queue_rules=rules.queue,
             error=PredictionError(quantile=rules.error_quantile),
+            elsewhere=self._elsewhere,
         )
 
     @property
@@ -84,8 +90,10 @@ class Router:
         return self._desk.num_waiting
 
     def meet(self, others: list[Router]) -> None:
-        """Share bookings and charges with these from now on."""
+        """Share bookings, charges and who waits with these from now on."""
         self._others = others
+        if others:
+            self._loop.every(_TELL_S, self._tell, first_s=_TELL_S)
 
     def observe(self, registered: Mapping[str, RegisteredWorker]) -> None:
         """Take what the registry says, and start those who can start now."""
@@ -140,6 +148,17 @@ class Router:
             self._share(query, bookings)
         self._expected.add(message.block_hashes, decision.chosen.computing.facts.worker_id, now_s)
         self._sessions.note(message.tenant, message.session_id, decision, now_s)
+
+    def _tell(self) -> None:
+        """Who waits here."""
+        waiting = self._desk.waiting_tenants()
+
+        def arrived() -> None:
+            for other in self._others:
+                other._elsewhere.note(self._name, waiting, self._loop.now_s)  # noqa: SLF001
+                other.pump()
+
+        self._loop.after(self._exchange_s, arrived)
 
     def _share(self, query: Query, bookings: list[Booking]) -> None:
         """As the booking exchange does through its stream."""

@@ -23,6 +23,7 @@ class WorkerGroup:
     speed: float = 1.0  # 0.5: everything takes twice as long
     max_step_tokens: int = 8192  # chunk of a prompt, less what decodes take
     max_sequences: int = 256
+    handoffs: bool = True  # False: each computes its own prompts, as aggregated workers do elsewhere
 
     def __post_init__(self) -> None:
         """Check names and numbers."""

@@ -85,6 +85,7 @@ class Simulation:
                     model=self._scenario.model,
                     info=its_info,
                     num_gpus=tensor_parallel,
+                    handoffs=group.handoffs,
                 )
                 num_gpus += tensor_parallel
                 workers[worker_id] = Worker(spec, its_time, self._loop, self._flow)

@@ -38,6 +38,7 @@ class WorkerSpec:
     model: str
     info: EngineInfo
     num_gpus: int
+    handoffs: bool = True
 
 
 class WorkerListener(Protocol):
@@ -207,7 +208,7 @@ class Worker:
                 pb.HandoffFormat(
                     family=HANDOFF_FAMILY, layout_digest=info.layout_digest, block_bytes=info.block_bytes
                 )
-            ],
+            ][: spec.handoffs],
             labels={"host": spec.host, "hardware": spec.hardware},
             engine=info.name,
             vocab_size=info.vocab_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from tandem_common.config import ConfigError
 
 if TYPE_CHECKING:
     from tandem_load.traffic import TrafficRequest
-    from tandem_sim.scenario import Fault, WorkerGroup
+    from tandem_sim.scenario import Fault, RouterSetting, WorkerGroup
 
 _FAULT = re.compile(r"(?P<worker>[a-z]+-\d{4})@(?P<time>\d+(\.\d+)?)")
 
@@ -50,6 +51,13 @@ def simulate(
     network: Annotated[
         str, typer.Option(help="Between hosts: nvlink, pcie, rdma, ethernet-100g or ethernet-10g.")
     ] = "rdma",
+    routers: Annotated[
+        int, typer.Option(min=1, help="Routers that requests are spread over; they share what they book.")
+    ] = 1,
+    router: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting of the routers, as in max_worker_queue_ms=500 or session_affinity=0."),
+    ] = None,
     kill: Annotated[
         list[str] | None, typer.Option(help="A worker that dies at a second, as in decode-0003@120.")
     ] = None,
@@ -91,6 +99,8 @@ def simulate(
                     seed=seed,
                     block_size=block_size or (512 if has_blocks else 64),
                     network=network,
+                    num_routers=routers,
+                    router=dict(_setting(text) for text in router or ()),
                     targets=Targets(ttft_s=ttft_ms / 1e3, tpot_s=tpot_ms / 1e3),
                     faults=tuple(_fault(text) for text in kill or ()),
                 )
@@ -146,6 +156,29 @@ def _workers(counts: dict[str, int], gpu: str, slow: float, chunk: int) -> tuple
                     )
                 )
     return tuple(groups)
+
+
+def _setting(text: str) -> tuple[str, RouterSetting]:
+    from tandem_router.config import RouterConfig
+
+    name, _, value = text.partition("=")
+    kinds = {field.name: field.type for field in fields(RouterConfig)}
+    if not value or name not in kinds:
+        raise ConfigError(
+            f"--router {text}: expected a setting of tandem-router and its value, as in name=value"
+        )
+    try:
+        match kinds[name]:
+            case "int":
+                return name, int(value)
+            case "float":
+                return name, float(value)
+            case "str":
+                return name, value
+            case _:
+                return name, tuple(value.split(","))
+    except ValueError:
+        raise ConfigError(f"--router {text}: {value!r} is not a {kinds[name]}") from None
 
 
 def _fault(text: str) -> Fault:
