@@ -152,7 +152,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     engines = [e for e in arguments.engines if arguments.vllm_python or not e.startswith("vllm")]
-    cells = [cell for cell in CELLS if {cell.kind, cell.name} & set(arguments.cells)]
+    most_tokens = 8192 if arguments.device == "cuda" else 2048
+    cells = [
+        cell
+        for cell in CELLS
+        if cell.name in arguments.cells
+        or (cell.kind in arguments.cells and cell.prompt_tokens <= most_tokens)
+    ]
     options = EngineOptions(vllm_python=arguments.vllm_python, device=arguments.device)
     content: dict[str, Any] = {"models": {}}
     if arguments.add and arguments.output.exists():

@@ -54,9 +54,10 @@ class Cell:
         return limits.best_rate(rows, shape.least_flops(rows, keys, rows), shape.least_bytes(keys))
 
 
+# Those of one prompt of 8,192 tokens are for GPUs: on a CPU they have to be named.
 CELLS = tuple(
     Cell(kind="prefill", num_sequences=rows, prompt_tokens=length)
-    for rows, length in ((1, 512), (1, 2048), (8, 512))
+    for rows, length in ((1, 512), (1, 2048), (8, 512), (1, 8192))
 ) + tuple(
     Cell(kind="decode", num_sequences=rows, prompt_tokens=length)
     for length in (32, 1024)

@@ -131,7 +131,7 @@ def _config(shape: Shape) -> dict[str, object]:
         "head_dim": shape.head_dim,
         "intermediate_size": shape.intermediate,
         "vocab_size": shape.vocab,
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": 16384,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

@@ -23,7 +23,7 @@ Prompts = list[list[int]]
 Result = dict[str, float]
 Run = Callable[[Prompts, int], Result]
 
-MAX_CONTEXT = 4096
+MAX_CONTEXT = 8192 + 64
 MAX_SEQUENCES = 64
 STEP_TOKENS = 2048  # as in engine_cells.py
 
