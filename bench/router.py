@@ -139,6 +139,7 @@ def measure_choose(world: World, num_decisions: int) -> dict[str, float]:
             max_tokens=256,
             cached_blocks=cached,
             tie_break=number * 7919,
+            now_ms=float(number),
         )
         decision = policy.choose(query, world.cluster.view, ROUTE_LIMITS)
         ended = clock()

@@ -103,7 +103,10 @@ async def test_the_next_request_tells_how_a_prediction_turned_out() -> None:
     async with serving(router) as client:
         route = await client.route(QUERY)
         client.observe(route, 0.2)
+        client.note_served(pb.RouteQuery(tenant="acme", max_tokens=50), 7)
         await client.route(QUERY)
         await client.route(QUERY)
+    served = [(s.tenant, s.max_tokens, s.num_new_tokens) for r in router.requests for s in r.served]
+    assert served == [("acme", 50, 7)]
     told = [[(o.predicted_ttft_ms, o.observed_ttft_ms) for o in r.observations] for r in router.requests]
     assert told == [[], [(50.0, 200.0)], []]

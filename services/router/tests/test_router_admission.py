@@ -95,7 +95,8 @@ def test_the_factor_is_the_quantile_of_what_was_seen() -> None:
     error = PredictionError(quantile=0.9)
     assert error.factor == 1.0
     for i in range(100):
-        error.observe(100.0, 100.0 + i)
+        assert error.observe(100.0, 100.0 + i) == pytest.approx(1 + i / 100)
+    assert error.observe(0.0, 100.0) is None
     assert error.factor == pytest.approx(1.9, abs=0.02)
 
 

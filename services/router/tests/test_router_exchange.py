@@ -146,6 +146,9 @@ async def test_who_waits_is_told_to_others_and_so_is_that_nobody_does(
         one.route("r1", 0, tenant="gold")
         await until(lambda: other.shares.counter("gold") == 250)
         assert other.num_news >= 3
+        one.exchange.tell_correction("gold", -300)
+        one.exchange.tell_correction("gold", -100)
+        await until(lambda: other.shares.counter("gold") == 150)
 
 
 async def test_records_of_others_that_make_no_sense_change_nothing(redis_client: redis.asyncio.Redis) -> None:

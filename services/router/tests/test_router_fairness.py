@@ -15,6 +15,19 @@ def serve(shares: FairShares, tenants: list[str], rounds: int, cost: int = 100) 
     return served
 
 
+def test_an_answer_of_another_length_than_charged_is_corrected_by_weight() -> None:
+    shares = FairShares({"gold": 4.0})
+    shares.charge("gold", 400)
+    shares.charge("plain", 400)
+    shares.correct("gold", 400)
+    shares.correct("plain", -100)
+    assert (shares.counter("gold"), shares.counter("plain")) == (200.0, 300.0)
+    shares.correct("plain", -10_000)
+    shares.correct("unknown", 5000)
+    assert (shares.counter("plain"), shares.counter("unknown")) == (0.0, 0.0)
+    shares.check_integrity()
+
+
 def test_backlogged_tenants_are_served_by_their_weights() -> None:
     served = serve(FairShares({"gold": 4.0}), ["gold", "plain"], 1000)
     assert served["gold"] / served["plain"] == pytest.approx(4, rel=0.02)

@@ -102,6 +102,24 @@ async def test_many_workers_are_followed_at_once(world: World) -> None:
     await world.until_matched({"a": 1, "b": 2, "c": 3})
 
 
+async def test_events_told_twice_or_after_the_snapshot_that_holds_them_change_nothing(world: World) -> None:
+    await world.write("a", stored=BLOCKS[:3], cleared=True)
+    await world.write("a", stored=BLOCKS[3:6])
+    await world.until_matched({"a": 6})
+    await world.write("a", stored=BLOCKS[3:6])
+    last = await world.write("a", removed=BLOCKS[5:6])
+    await world.write("a", removed=BLOCKS[5:6])
+    await world.until_matched({"a": 5})
+    assert world.index.num_blocks("a") == 5
+    # A snapshot may hold already what the entries after it tell.
+    await world.write("a", stored=BLOCKS[5:8])
+    await world.snapshot("a", BLOCKS[:8], last)
+    late = World(world.redis)
+    late.targets = world.targets
+    await late.until_matched({"a": 8})
+    assert late.index.num_blocks("a") == 8
+
+
 async def test_a_cleared_cache_is_forgotten(world: World) -> None:
     await world.write("a", stored=BLOCKS[:5])
     await world.until_matched({"a": 5})

@@ -350,9 +350,25 @@ async def test_how_predictions_turned_out_decides_who_is_refused(world: World) -
     assert (await explained_admission(world, ttft_deadline_ms=300)).verdict == "start"
     seen = [router_pb2.TtftObservation(predicted_ttft_ms=10, observed_ttft_ms=100) for _ in range(20)]
     await world.stub.Route(router_pb2.RouteRequest(query=make_message("r1"), observations=seen), timeout=5)
+    assert world.sample("prediction_ratio_count") == 20
     judged = await explained_admission(world, ttft_deadline_ms=300)
     assert judged.error_factor == pytest.approx(10)
     assert judged.verdict == "refuse"
+
+
+async def test_tenants_are_charged_for_the_answers_that_there_were(world: World) -> None:
+    await world.route("r1", tenant="long", max_tokens=1000)
+    await world.route("r2", tenant="short", max_tokens=1000)
+    shares = world.app.shares
+    assert shares.counter("long") == shares.counter("short") == 1256
+    served = [
+        router_pb2.ServedTokens(tenant="long", max_tokens=1000, num_new_tokens=900),
+        router_pb2.ServedTokens(tenant="short", max_tokens=1000, num_new_tokens=10),
+        router_pb2.ServedTokens(tenant="never seen", max_tokens=10, num_new_tokens=2**32 - 1),
+    ]
+    request = router_pb2.RouteRequest(query=make_message("r3", tenant="third"), served=served)
+    await world.stub.Route(request, timeout=5)
+    assert (shares.counter("long"), shares.counter("short")) == (1900, 1010)
 
 
 async def test_a_session_goes_back_to_its_worker(world: World) -> None:

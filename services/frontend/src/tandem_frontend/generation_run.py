@@ -92,7 +92,11 @@ class GenerationRun:
                 query.excluded_worker_ids.extend(excluded)
             route = await self._backend.router.route(query)
             routed_at = time.monotonic()
-            end = await self._attempt(route, timeout)
+            num_before = len(self.token_ids)
+            try:
+                end = await self._attempt(route, timeout)
+            finally:
+                self._backend.router.note_served(query, len(self.token_ids) - num_before)
             if self.first_token_at is not None and self.first_token_at >= routed_at:
                 self._backend.router.observe(route, self.first_token_at - routed_at)
             if end.reason is not None:

@@ -65,6 +65,7 @@ class RouterClient:
         self._worker_turn = itertools.count()
         self._routerless = False
         self._observations: deque[pb.TtftObservation] = deque(maxlen=_MAX_OBSERVATIONS)
+        self._served: deque[pb.ServedTokens] = deque(maxlen=_MAX_OBSERVATIONS)
 
     async def route(self, query: pb.RouteQuery) -> Route:
         """Workers for a request; Overloaded, InvalidRequest, or Unavailable when no worker is left."""
@@ -93,6 +94,12 @@ class RouterClient:
                 pb.TtftObservation(predicted_ttft_ms=route.predicted_ttft_ms, observed_ttft_ms=1000 * ttft_s)
             )
 
+    def note_served(self, query: pb.RouteQuery, num_new_tokens: int) -> None:
+        """How long an answer became: told to a router with the next request, for the tenant's share."""
+        self._served.append(
+            pb.ServedTokens(tenant=query.tenant, max_tokens=query.max_tokens, num_new_tokens=num_new_tokens)
+        )
+
     async def close(self) -> None:
         """Close all channels."""
         channels, self._channels = self._channels, {}
@@ -109,9 +116,11 @@ class RouterClient:
                 request_serializer=pb.RouteRequest.SerializeToString,
                 response_deserializer=pb.RouteResponse.FromString,
             )
-        observations = [self._observations.popleft() for _ in range(len(self._observations))]
+        observations, served = list(self._observations), list(self._served)
+        self._observations.clear()
+        self._served.clear()
         call = router(
-            pb.RouteRequest(query=query, observations=observations),
+            pb.RouteRequest(query=query, observations=observations, served=served),
             timeout=ROUTE_WAIT_S,
             metadata=outgoing_metadata(query.request_id),
         )

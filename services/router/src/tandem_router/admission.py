@@ -146,15 +146,16 @@ class PredictionError:
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
 
-    def observe(self, predicted_ms: float, observed_ms: float) -> None:
-        """One request's; what makes no sense is left out."""
+    def observe(self, predicted_ms: float, observed_ms: float) -> float | None:
+        """One request's, and the ratio; what makes no sense is left out."""
         if not (0 < predicted_ms < math.inf and 0 <= observed_ms < math.inf):
-            return
+            return None
         ratio = min(_MAX_FACTOR, max(_MIN_FACTOR, observed_ms / predicted_ms))
         self._recent.append(ratio)
         insort(self._sorted, ratio)
         if len(self._recent) > self._window:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+        return ratio
 
     @property
     def factor(self) -> float:

@@ -62,13 +62,13 @@ class RouterApp:
         )
         self._follower = KvFollower(self._redis, self._keys, self.index, metrics, self._index_targets)
         self._router_id = f"router-{secrets.token_hex(4)}"
-        shares, elsewhere = FairShares(config.weights()), WaitingElsewhere()
+        self.shares, elsewhere = FairShares(config.weights()), WaitingElsewhere()
         self._exchange = BookingExchange(
             self._redis,
             self._keys,
             self._router_id,
             self.cluster,
-            shares,
+            self.shares,
             max_age_s=config.booking_max_age_s,
             elsewhere=elsewhere,
         )
@@ -80,7 +80,7 @@ class RouterApp:
             self._follower,
             metrics,
             rules=config.servicer_rules(),
-            shares=shares,
+            shares=self.shares,
             exchange=self._exchange,
             elsewhere=elsewhere,
         )

@@ -75,6 +75,7 @@ class BookingExchange:
         self._max_age_s = max_age_s
         self._elsewhere = elsewhere or WaitingElsewhere()
         self.on_news = on_news
+        self._corrections: dict[str, int] = {}  # by tenant, to be told with the next entry
         self._queue: pb.SharedQueue | None = None  # to be told with the next entry
         self._told_queue = pb.SharedQueue()
         self._others: dict[str, float] = {}  # routers heard of, and when
@@ -110,6 +111,12 @@ class BookingExchange:
         )
         self._wake.set()
 
+    def tell_correction(self, tenant: str, num_tokens: int) -> None:
+        """Tell others soon that a tenant was served more, or fewer, tokens than it was charged."""
+        if tenant in self._corrections or len(self._corrections) < MAX_TENANTS:
+            self._corrections[tenant] = self._corrections.get(tenant, 0) + num_tokens
+            self._wake.set()
+
     def tell_waiting(self, waiting: Mapping[Line, Iterable[str]]) -> None:
         """Tell others soon who waits here; to be called again every second as long as anybody does."""
         queue = pb.SharedQueue(
@@ -137,7 +144,7 @@ class BookingExchange:
             await self._wake.wait()
             await asyncio.sleep(_GATHER_S)
             self._wake.clear()
-            while self._unsent or self._queue is not None:
+            while self._unsent or self._queue is not None or self._corrections:
                 count = min(len(self._unsent), _MAX_PER_ENTRY)
                 try:
                     await self._append([self._unsent.popleft() for _ in range(count)])
@@ -148,7 +155,11 @@ class BookingExchange:
     async def _append(self, bookings: Sequence[pb.SharedBooking]) -> bytes:
         """Write an entry; its id."""
         queue, self._queue = self._queue, None
-        entry = pb.SharedBookings(router_id=self._router_id, bookings=bookings, queue=queue)
+        told, self._corrections = self._corrections, {}
+        corrections = [pb.SharedCorrection(tenant=tenant, tokens=tokens) for tenant, tokens in told.items()]
+        entry = pb.SharedBookings(
+            router_id=self._router_id, bookings=bookings, queue=queue, corrections=corrections
+        )
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.xadd(self._key, {_FIELD: entry.SerializeToString()}, maxlen=_MAX_STREAM)
             pipeline.pexpire(self._key, max(1000, round(2000 * self._max_age_s)))
@@ -214,6 +225,8 @@ class BookingExchange:
         self._others[router_id] = now_s
         if entry.HasField("queue"):
             self._elsewhere.note(router_id, _waiting(entry.queue), now_s)
+        for correction in entry.corrections[:MAX_TENANTS]:
+            self._shares.correct(correction.tenant, max(-_MAX_TOKENS, min(_MAX_TOKENS, correction.tokens)))
         by_model: dict[str, list[tuple[str, list[Booking]]]] = {}
         for shared in entry.bookings[:_MAX_PER_ENTRY]:
             if not shared.request_id or len(shared.request_id) > 128:

@@ -301,8 +301,13 @@ class Desk:
 
 
 def charged_tokens(query: Query) -> int:
-    """What a request counts as in its tenant's share: its prompt and the most that it may generate, up to 256."""
-    return query.num_tokens + min(query.max_tokens, 256)
+    """What a request counts as in its tenant's share when it starts: its prompt and the answer that is expected."""
+    return query.num_tokens + expected_new_tokens(query.max_tokens)
+
+
+def expected_new_tokens(max_tokens: int) -> int:
+    """How long an answer is charged as until it is known: the most that it may be, up to 256."""
+    return min(max_tokens, 256)
 
 
 def _prior_rate(query: Query, view: ClusterView, decision: Decision) -> float:

@@ -37,6 +37,12 @@ class FairShares:
             raise ValueError(f"cannot charge {num_tokens} tokens")
         self._set(tenant, self._counters.pop(tenant, self._floor) + num_tokens / self.weight(tenant))
 
+    def correct(self, tenant: str, num_tokens: int) -> None:
+        """It was served so many more tokens than it was charged, or fewer if negative; unknown ones are let be."""
+        if tenant in self._counters:
+            corrected = self._counters[tenant] + num_tokens / self.weight(tenant)
+            self._counters[tenant] = max(0.0, corrected)
+
     def lift(self, tenant: str, waiting: Iterable[str]) -> None:
         """It begins to wait beside those that wait already: from now on it is at least where the least of them is."""
         least = min((self.counter(other) for other in waiting if other != tenant), default=None)

@@ -6,6 +6,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 REFUSAL_REASONS = ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 _CHOOSE_BUCKETS_S = (5e-5, 1e-4, 1.5e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
+_RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 _TTFT_BUCKETS_MS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
 
 
@@ -57,6 +58,12 @@ class RouterMetrics:
             registry=registry,
         )
         self.waiting = Gauge("tandem_router_waiting", "Requests that wait in the router.", registry=registry)
+        self.prediction_ratio = Histogram(
+            "tandem_router_prediction_ratio",
+            "Observed over predicted time to first token, as frontends report it.",
+            buckets=_RATIO_BUCKETS,
+            registry=registry,
+        )
         self.error_factor = Gauge(
             "tandem_router_prediction_error_factor",
             "Observed over predicted time to first token, at the quantile that admission uses.",

@@ -10,6 +10,7 @@ are paired, and a pair is priced only if the least that it can cost is below the
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class _Work(NamedTuple):
 
 def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_side: int) -> Found:
     """As `choose.weigh` with ROUTE_LIMITS. Every worker of the table must be able to take the request."""
-    works = _Works(query, table.block_size, pricing.crowding_per_ms)
+    works = _Works(query, table.block_size, pricing)
     decode_costs = _decode_prices(query, table, pricing)
     prefill_costs = works.prices(table)
     order = _rotation(len(decode_costs), query.tie_break // max(1, len(prefill_costs)))
@@ -94,12 +95,13 @@ class _Works:
     Lists over all workers are made as if none held a block of the prompt, then mended for those few that do.
     """
 
-    def __init__(self, query: Query, block_size: int, crowding_per_ms: float) -> None:
+    def __init__(self, query: Query, block_size: int, pricing: MillisecondPricing) -> None:
         self._num_tokens = query.num_tokens
         self._block_size = block_size
         self._max_cached = (query.num_tokens - 1) // block_size
         self.cached: Mapping[str, int] = query.cached_blocks
-        self._crowding = crowding_per_ms
+        self._crowding = pricing.crowding_per_ms
+        self._idle_ids = pricing.idle_ids
         self._now_ms = query.now_ms
         self._length = length_class(query.num_tokens)
         self._known: dict[tuple[int, int], _Work] = {}
@@ -123,7 +125,8 @@ class _Works:
         stepping = steps * step_factor
         shared = tokens * token_factor + products * context_factor
         own = stepping + shared / stalled
-        return queue + stepping + shared + followers_ms(backlog, own, self._crowding) + passed[length] * own
+        crowding = 0.0 if worker_id in self._idle_ids else self._crowding
+        return queue + stepping + shared + followers_ms(backlog, own, crowding) + passed[length] * own
 
     def prices(self, table: PoolTable) -> list[float]:
         """On each worker that prefills for others."""
@@ -135,17 +138,20 @@ class _Works:
             crowding = self._crowding
             # As `price`, without calls.
             now_ms, length = self._now_ms, self._length
-            costs = [
-                (queue := stays[length] + (gone - now_ms if (gone := gone_ms[length]) > now_ms else 0.0))
-                + (stepping := steps * step_factor)
-                + (shared := tokens * token_factor + products * context_factor)
-                + crowding * (own := stepping + shared / stalled) * (queue + own / 2)
-                if not passed[length]
-                else self.price(row)
-                for row in rows
-                for _, stays, gone_ms, passed, _, step_factor, token_factor, context_factor, stalled in (row,)
-            ]
-            for worker_id in self.cached:
+            costs = []
+            for row in rows:
+                _, stays, gone_ms, passed, _, step_factor, token_factor, context_factor, stalled = row
+                if passed[length]:
+                    costs.append(self.price(row))
+                    continue
+                queue, gone = stays[length], gone_ms[length]
+                if gone > now_ms:
+                    queue += gone - now_ms
+                stepping = steps * step_factor
+                shared = tokens * token_factor + products * context_factor
+                own = stepping + shared / stalled
+                costs.append(queue + stepping + shared + crowding * own * (queue + own / 2))
+            for worker_id in itertools.chain(self.cached, self._idle_ids):
                 p = table.prefill_position.get(worker_id)
                 if p is not None:
                     costs[p] = self.price(rows[p])
@@ -179,20 +185,28 @@ class _Works:
     def least_local(self, table: PoolTable) -> float:
         """At most what computing the prompt on any decode worker costs."""
         most_cached = min(max(self.cached.values(), default=0), self._max_cached) * self._block_size
-        return (self._num_tokens - most_cached) * table.least_token_factor
+        num_tokens = self._num_tokens - most_cached
+        crowding = 0.0 if self._idle_ids else self._crowding
+        followers = followers_ms(0.0, num_tokens * table.least_own_factor, crowding)
+        return num_tokens * table.least_token_factor + followers
 
     def local_floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
         """At most what local prefill costs: without steps, context and the part of the queue that drains."""
-        num_tokens, rows, length = self._num_tokens, table.local_rows, self._length
-        floors = [
-            cost + stays[length] + num_tokens * token_factor
-            for (_, stays, _, _, _, _, token_factor, _, _), cost in zip(rows, decode_costs, strict=True)
-        ]
-        for worker_id in self.cached:
+        num_tokens, length, crowding = self._num_tokens, self._length, self._crowding
+        floors = []
+        rows = table.local_rows
+        for (_, stays, _, _, _, _, token_factor, _, stalled), cost in zip(rows, decode_costs, strict=True):
+            queue, shared = stays[length], num_tokens * token_factor
+            own = shared / stalled
+            floors.append(cost + queue + shared + crowding * own * (queue + own / 2))
+        for worker_id in itertools.chain(self.cached, self._idle_ids):
             d = table.decode_position.get(worker_id)
             if d is not None:
-                _, stays, _, _, _, _, token_factor, _, _ = rows[d]
-                floors[d] = decode_costs[d] + stays[length] + self.of(rows[d]).num_uncached * token_factor
+                _, stays, _, _, _, _, token_factor, _, stalled = rows[d]
+                shared = self.of(rows[d]).num_uncached * token_factor
+                own_crowding = 0.0 if worker_id in self._idle_ids else crowding
+                followers = followers_ms(stays[length], shared / stalled, own_crowding)
+                floors[d] = decode_costs[d] + stays[length] + shared + followers
         return floors
 
     def _work(self, step_tokens: int, num_cached_blocks: int) -> _Work:

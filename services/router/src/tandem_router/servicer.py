@@ -20,7 +20,7 @@ from tandem_router.admission import AdmissionRules, PredictionError
 from tandem_router.affinity import Sessions
 from tandem_router.booking_exchange import BookingExchange
 from tandem_router.cluster import Cluster
-from tandem_router.desk import Desk, QueueRules, charged_tokens
+from tandem_router.desk import Desk, QueueRules, charged_tokens, expected_new_tokens
 from tandem_router.dispatcher import Dispatched, Dispatcher
 from tandem_router.elsewhere import WaitingElsewhere
 from tandem_router.fairness import FairShares
@@ -80,6 +80,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self._follower = follower
         self._metrics = metrics
         self._exchange = exchange
+        self._shares = shares
         self._recent = RecentDecisions(rules.remembered_decisions)
         self._expected = SpeculativeIndex(ttl_s=rules.speculative_ttl_s)
         self._sessions = Sessions(ttl_s=rules.session_ttl_s)
@@ -102,7 +103,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     async def Route(self, request: pb.RouteRequest, context: _Context) -> pb.RouteResponse:  # noqa: N802
         """Decide and book."""
         for seen in request.observations[:_MAX_OBSERVATIONS]:
-            self._dispatcher.error.observe(seen.predicted_ttft_ms, seen.observed_ttft_ms)
+            ratio = self._dispatcher.error.observe(seen.predicted_ttft_ms, seen.observed_ttft_ms)
+            if ratio is not None:
+                self._metrics.prediction_ratio.observe(ratio)
+
+        for served in request.served[:_MAX_OBSERVATIONS]:
+            self._correct(served)
 
         async def on_wait() -> None:
             # The sign that this router is alive, however long the request has to wait.
@@ -173,6 +179,14 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     def others_started(self) -> None:
         """Start those who were held back for tenants that had their turn elsewhere now."""
         self._dispatcher.pump()
+
+    def _correct(self, served: pb.ServedTokens) -> None:
+        """Charge a tenant for the answer that there was instead of the one that was expected."""
+        num_tokens = served.num_new_tokens - expected_new_tokens(served.max_tokens)
+        if num_tokens:
+            self._shares.correct(served.tenant, num_tokens)
+            if self._exchange is not None:
+                self._exchange.tell_correction(served.tenant, num_tokens)
 
     def _make_query(self, message: pb.RouteQuery) -> Query:
         now_s = time.monotonic()

@@ -136,7 +136,9 @@ class PoolTable:
             if d is not None and row.decode is not None:
                 table.decode[d], table.local_rows[d], table.decode_rows[d] = worker, row.prefill, row.decode
                 table.least_room = min(table.least_room, row.decode[2])
-                table.least_token_factor = min(table.least_token_factor, row.prefill[6])
+                token_factor, stalled = row.prefill[6], row.prefill[8]
+                table.least_token_factor = min(table.least_token_factor, token_factor)
+                table.least_own_factor = min(table.least_own_factor, token_factor / stalled)
         if len(changed) > _FEW:
             table._summarize()
         return table
@@ -146,9 +148,9 @@ class PoolTable:
         steps = {step_tokens for _, _, _, _, step_tokens, _, _, _, _ in self.prefill_rows}
         self.step_tokens = steps.pop() if len(steps) == 1 else None  # of all that prefill for others
         self.least_room = min((room for _, _, room, _, _ in self.decode_rows), default=-1)
-        self.least_token_factor = min(
-            (factor for _, _, _, _, _, _, factor, _, _ in self.local_rows), default=0.0
-        )
+        factors = [(factor, factor / stalled) for _, _, _, _, _, _, factor, _, stalled in self.local_rows]
+        self.least_token_factor = min((shared for shared, _ in factors), default=0.0)
+        self.least_own_factor = min((own for _, own in factors), default=0.0)
 
     def links_to(self, d: int) -> dict[int, Link]:
         """Links to the decode worker at this position, by position in `prefill`: as far as `link` found them."""

@@ -577,6 +577,7 @@ class SharedBookings(_message.Message):
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     BOOKINGS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Service id of the router that decided; it skips its own entries."""
     @_builtins.property
@@ -585,22 +586,49 @@ class SharedBookings(_message.Message):
     def queue(self) -> Global___SharedQueue:
         """Present now and then: all who wait at this router, which replaces what it told before."""
 
+    @_builtins.property
+    def corrections(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedCorrection]: ...
     def __init__(
         self,
         *,
         router_id: _builtins.str = ...,
         bookings: _abc.Iterable[Global___SharedBooking] | None = ...,
         queue: Global___SharedQueue | None = ...,
+        corrections: _abc.Iterable[Global___SharedCorrection] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_queue", b"_queue", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue", b"_queue", "bookings", b"bookings", "queue", b"queue", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue", b"_queue", "bookings", b"bookings", "corrections", b"corrections", "queue", b"queue", "router_id", b"router_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__queue: _TypeAlias = _typing.Literal["queue"]  # noqa: Y015
     _WhichOneofArgType__queue: _TypeAlias = _typing.Literal["_queue", b"_queue"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__queue) -> _WhichOneofReturnType__queue | None: ...
 
 Global___SharedBookings: _TypeAlias = SharedBookings  # noqa: Y015
+
+@_typing.final
+class SharedCorrection(_message.Message):
+    """What a tenant was served beyond, or below, what it was charged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedCorrection: _TypeAlias = SharedCorrection  # noqa: Y015
 
 @_typing.final
 class SharedQueue(_message.Message):

@@ -164,26 +164,60 @@ class TtftObservation(_message.Message):
 Global___TtftObservation: _TypeAlias = TtftObservation  # noqa: Y015
 
 @_typing.final
+class ServedTokens(_message.Message):
+    """How long an answer became: routers charge tenants for what they expect, and correct that."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    max_tokens: _builtins.int
+    """As in the query of the route."""
+    num_new_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+        num_new_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "num_new_tokens", b"num_new_tokens", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedTokens: _TypeAlias = ServedTokens  # noqa: Y015
+
+@_typing.final
 class RouteRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     QUERY_FIELD_NUMBER: _builtins.int
     OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def query(self) -> Global___RouteQuery: ...
     @_builtins.property
     def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___TtftObservation]:
         """Of earlier requests, whichever router routed them; at most 64."""
 
+    @_builtins.property
+    def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedTokens]:
+        """Likewise; at most 64."""
+
     def __init__(
         self,
         *,
         query: Global___RouteQuery | None = ...,
         observations: _abc.Iterable[Global___TtftObservation] | None = ...,
+        served: _abc.Iterable[Global___ServedTokens] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["observations", b"observations", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["observations", b"observations", "query", b"query", "served", b"served"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
