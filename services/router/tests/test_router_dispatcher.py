@@ -158,3 +158,12 @@ async def test_the_waiting_are_sent_elsewhere_when_the_router_stops() -> None:
     with pytest.raises(Unavailable, match="another"):
         await task
     assert world.dispatcher.num_waiting == 0
+
+
+async def test_who_waits_is_started_although_no_beat_comes() -> None:
+    world = World()
+    task = world.route("r1")
+    await world.settle()
+    world.view = IDLE
+    await asyncio.wait_for(task, 5.0)
+    assert world.started == ["r1"]

@@ -18,6 +18,7 @@ from tandem_router.bookings import Booking, Bookings
 from tandem_router.cluster import Cluster
 from tandem_router.config import RouterConfig
 from tandem_router.desk import Desk, Started, Ticket, charged_tokens
+from tandem_router.dispatcher import PUMP_S
 from tandem_router.elsewhere import WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.index import BlockIndex
@@ -72,6 +73,7 @@ class Router:
         self._sessions = Sessions(ttl_s=rules.session_ttl_s)
         self._turns: Counter[str] = Counter()
         self._answers: dict[Ticket, Answer] = {}
+        self._pump_is_due = False
         self._desk = Desk(
             config.make_policy(),
             lambda: self._cluster.view,
@@ -116,6 +118,18 @@ class Router:
             answer(arrived)
         else:
             self._answers[arrived] = answer
+            self._pump_later()
+
+    def _pump_later(self) -> None:
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            self._loop.after(PUMP_S, self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._pump_is_due = False
+        self.pump()
+        if self._answers:
+            self._pump_later()
 
     def judge(self, message: pb.RouteQuery) -> Judgement:
         """What would happen to it now; changes nothing."""

@@ -16,6 +16,8 @@ from tandem_router.view import ClusterView
 
 # Decisions of one pump: others on the event loop get their turn in between.
 _STARTS_PER_TURN = 32
+# While somebody waits, queues are looked at so often: workers get ready between their beats.
+PUMP_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,8 @@ class Dispatcher:
             return Dispatched(started=answer, choose_s=self._clock() - now_s)
         future: asyncio.Future[Dispatched] = asyncio.get_running_loop().create_future()
         self._waiting[answer] = future
+        if self._pump_again is None:
+            self._pump_again = asyncio.get_running_loop().call_later(PUMP_S, self.pump)
         try:
             await on_wait()
             return await future
@@ -83,9 +87,13 @@ class Dispatcher:
             if not num_left:
                 self._pump_again = asyncio.get_running_loop().call_soon(self.pump)
                 return
+        if self._waiting:
+            self._pump_again = asyncio.get_running_loop().call_later(PUMP_S, self.pump)
 
     def stop(self) -> None:
         """Send all who wait elsewhere."""
+        if self._pump_again is not None:
+            self._pump_again.cancel()
         for future in self._waiting.values():
             _fail(future, Unavailable("this router is stopping; ask another"))
 
