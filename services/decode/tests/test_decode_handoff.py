@@ -1,7 +1,17 @@
 """A prompt is prefilled by one worker and decoded by another, over each transport."""
 
+import asyncio
+import threading
+
 import pytest
 from tandem.v1 import generation_pb2
+from tandem_engine.api import Engine
+from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.config import EngineConfig
+from tandem_engine.local_engine import LocalEngine
+from tandem_engine.simulated import SimulatedRunner
+from tandem_engine.simulated.running_state import STATE_BYTES
+from tandem_worker.metrics import RECEIVED_BYTES
 from worker_harness import BLOCK_SIZE, generate, generation, running_worker
 
 
@@ -28,3 +38,48 @@ async def test_a_handoff_gives_the_tokens_of_a_local_run(
         assert remote.started.num_cached_tokens == 0
         for worker in (prefill, decode, both):
             await worker.assert_quiet()
+
+
+class HeldRunner(SimulatedRunner):
+    """Stays in its third step until told to go on."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self.num_steps = 0
+        self.go_on = threading.Event()
+
+    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+        self.num_steps += 1
+        if self.num_steps == 3:
+            assert self.go_on.wait(10)
+        return super().execute(batch)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+async def test_blocks_arrive_while_later_ones_are_computed(redis_url: str, transport: str) -> None:
+    runners: list[HeldRunner] = []
+
+    def make_engine(config: EngineConfig) -> Engine:
+        runners.append(HeldRunner(config))
+        return LocalEngine(config, runners[-1])
+
+    num_step_tokens = 8 * BLOCK_SIZE
+    async with (
+        running_worker(
+            redis_url,
+            "prefill",
+            make_engine=make_engine,
+            max_step_tokens=num_step_tokens,
+            transports=(transport,),
+        ) as prefill,
+        running_worker(redis_url, "decode", transports=(transport,)) as decode,
+    ):
+        before = RECEIVED_BYTES._value.get()
+        answer = asyncio.create_task(generate(decode, generation(4 * num_step_tokens), await prefill.ref()))
+        # The blocks of both steps that are done, while the third is being computed.
+        async with asyncio.timeout(10):
+            while RECEIVED_BYTES._value.get() - before < 2 * num_step_tokens * STATE_BYTES:
+                await asyncio.sleep(0.01)
+        assert not runners[0].go_on.is_set()
+        runners[0].go_on.set()
+        assert len((await answer).token_ids) == 20
