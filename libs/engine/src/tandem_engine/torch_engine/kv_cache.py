@@ -15,6 +15,7 @@ begun. The pool itself starts uninitialised: memory that is never used is never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -48,6 +49,7 @@ class KVCache:
         self.block_size = block_size
         self.num_layers = config.num_layers
         self.block_shape = block_shape(config, block_size)
+        self.block_bytes = math.prod(self.block_shape) * dtype.itemsize
         self._pool = torch.empty((num_blocks, *self.block_shape), dtype=dtype, device=device)
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
@@ -83,11 +85,6 @@ class KVCache:
     def block_rows_per_block(self) -> int:
         """Distance between the same layer's rows in two neighbouring blocks."""
         return self.num_layers * 2
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block, all layers."""
-        return self._pool[0].nbytes
 
     def store(self, key_rows: Tensor, keys: Tensor, value_rows: Tensor, values: Tensor) -> None:
         """Write the keys and values of one layer (tokens, kv_heads, head_dim) to their token rows (tokens,)."""
