@@ -50,6 +50,12 @@ def test_routers_can_be_several_and_set() -> None:
     assert run["num_done"] == 40
 
 
+def test_aggregated_workers_can_be_kept_from_handing_over() -> None:
+    (run,) = json.loads(invoke(*MIX[:7], "--aggregated", "2", "--no-handoffs", "--json", "-"))["runs"]
+    assert run["num_done"] == 40
+    assert (run["num_handoffs"], run["local_prefill_share"]) == (0, 1.0)
+
+
 def test_half_of_the_workers_can_be_slow_and_one_can_die() -> None:
     text = invoke(*MIX[:7], "--aggregated", "4", "--slow", "0.5", "--kill", "both-0003@0.5", "--json", "-")
     (run,) = json.loads(text)["runs"]

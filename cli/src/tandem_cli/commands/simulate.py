@@ -34,6 +34,9 @@ def simulate(
     chunk: Annotated[
         int, typer.Option(min=16, help="Tokens of a step of aggregated workers: their chunk of a prompt.")
     ] = 2048,
+    handoffs: Annotated[
+        bool, typer.Option(help="Whether aggregated workers may prefill for each other.")
+    ] = True,
     slow: Annotated[
         float, typer.Option(min=0.01, max=1, help="Speed of every second worker against the others.")
     ] = 1.0,
@@ -93,7 +96,11 @@ def simulate(
                 scenario = Scenario(
                     model=model,
                     workers=_workers(
-                        {"prefill": prefill, "decode": decode, "both": aggregated}, gpu, slow, chunk
+                        {"prefill": prefill, "decode": decode, "both": aggregated},
+                        gpu,
+                        slow,
+                        chunk,
+                        handoffs=handoffs,
                     ),
                     policy=name,
                     seed=seed,
@@ -141,7 +148,9 @@ def _traffic(
     return poisson(MIXES[mix], rate=rate, num_requests=num_requests or 1000, seed=seed)
 
 
-def _workers(counts: dict[str, int], gpu: str, slow: float, chunk: int) -> tuple[WorkerGroup, ...]:
+def _workers(
+    counts: dict[str, int], gpu: str, slow: float, chunk: int, *, handoffs: bool
+) -> tuple[WorkerGroup, ...]:
     from tandem_sim.scenario import WorkerGroup
 
     groups = []
@@ -152,7 +161,12 @@ def _workers(counts: dict[str, int], gpu: str, slow: float, chunk: int) -> tuple
             if number:
                 groups.append(
                     WorkerGroup(
-                        role=role, count=number, gpu=gpu, speed=speed, max_step_tokens=max_step_tokens
+                        role=role,
+                        count=number,
+                        gpu=gpu,
+                        speed=speed,
+                        max_step_tokens=max_step_tokens,
+                        handoffs=handoffs or role != "both",
                     )
                 )
     return tuple(groups)
