@@ -22,6 +22,7 @@ from tandem.v1 import (
     worker_pb2_grpc,
 )
 from tandem_common.keys import Keys
+from tandem_common.lane import Lane, connect_lane
 from tandem_common.redis_client import connect
 from tandem_common.registry import WorkerPublisher
 from tandem_common.rpc import open_channel
@@ -217,6 +218,13 @@ class FrontendSession:
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self.status: grpc.aio.AioRpcError | None = None
+        self.lane = Lane(self._on_message, lambda: None)
+        self._address = worker.address
+
+    async def take_lane(self) -> None:
+        """From now on messages go over the lane that the worker offers."""
+        await connect_lane(self.lane, self._address, await self.call.initial_metadata())
+        assert self.lane.is_open
 
     async def open(self) -> None:
         self._reading = asyncio.create_task(self._read())
@@ -226,6 +234,7 @@ class FrontendSession:
 
     async def close(self) -> None:
         self.call.cancel()
+        self.lane.close()
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
 
@@ -239,10 +248,17 @@ class FrontendSession:
         submit = decode_pb2.Submit(
             stream_id=stream_id, generation=wanted, prefill=prefill, timeout_ms=timeout_ms
         )
-        await self.call.write(decode_pb2.SessionRequest(submit=submit))
+        await self.write(decode_pb2.SessionRequest(submits=[submit]))
 
     async def cancel(self, stream_id: int) -> None:
-        await self.call.write(decode_pb2.SessionRequest(cancel=decode_pb2.Cancel(stream_id=stream_id)))
+        await self.write(decode_pb2.SessionRequest(cancelled_stream_ids=[stream_id]))
+
+    async def write(self, request: decode_pb2.SessionRequest) -> None:
+        """Say something."""
+        if self.lane.is_open:
+            self.lane.write(request.SerializeToString())
+        else:
+            await self.call.write(request)
 
     async def ended(self, stream_id: int) -> StreamLog:
         """Wait for the end of a stream."""
@@ -284,6 +300,9 @@ class FrontendSession:
         finally:
             self._news.set()
 
+    def _on_message(self, message: bytes) -> None:
+        self._take(decode_pb2.SessionResponse.FromString(message))
+
     def _take(self, response: decode_pb2.SessionResponse) -> None:
         self.num_messages += 1
         counts = response.token_counts or [1] * len(response.stream_ids)
@@ -300,11 +319,15 @@ class FrontendSession:
 
 
 @contextlib.asynccontextmanager
-async def session(worker: RunningWorker, frontend_id: str = "frontend-1") -> AsyncIterator[FrontendSession]:
+async def session(
+    worker: RunningWorker, frontend_id: str = "frontend-1", *, lane: bool = False
+) -> AsyncIterator[FrontendSession]:
     """An open session with a worker."""
     opened = FrontendSession(worker, (await worker.ref()).epoch, frontend_id)
     await opened.open()
     try:
+        if lane:
+            await opened.take_lane()
         yield opened
     finally:
         await opened.close()

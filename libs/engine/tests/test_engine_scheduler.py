@@ -16,7 +16,7 @@ from tandem_engine.config import EngineConfig
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.sequence import Phase
 from tandem_engine.simulated import SimulatedRunner
-from tandem_engine.simulated.running_state import FIRST_STATE, draw_token, next_states
+from tandem_engine.simulated.running_state import FIRST_STATE, checksum, draw_token, next_states
 from tandem_engine.snapshot import take_snapshot
 
 ROOT = namespace_root("model")
@@ -50,7 +50,7 @@ def reference(prompt: Sequence[int], count: int, vocab_size: int = 32_000) -> li
     tokens = list(prompt)
     for _ in range(count):
         states = b"".join(state.to_bytes(8, "little") for state in next_states(FIRST_STATE, tokens))
-        tokens.append(draw_token(states, vocab_size, frozenset()))
+        tokens.append(draw_token(checksum(states), vocab_size, frozenset()))
     return tokens[len(prompt) :]
 
 

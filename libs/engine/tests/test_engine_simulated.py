@@ -15,7 +15,7 @@ from tandem_common.hashing import namespace_root
 from tandem_engine import Engine, EngineConfig, FirstToken, ModelError, PrefillMode, create_engine
 from tandem_engine.batch import Batch, ScheduledSequence
 from tandem_engine.simulated import SimulatedRunner
-from tandem_engine.simulated.running_state import FIRST_STATE, draw_token, next_states
+from tandem_engine.simulated.running_state import FIRST_STATE, checksum, draw_token, next_states
 
 ROOT = namespace_root("model")
 
@@ -60,7 +60,7 @@ def reference(prompt: Sequence[int], count: int, vocab_size: int = 32_000) -> li
     tokens = list(prompt)
     for _ in range(count):
         states = b"".join(state.to_bytes(8, "little") for state in next_states(FIRST_STATE, tokens))
-        tokens.append(draw_token(states, vocab_size, frozenset()))
+        tokens.append(draw_token(checksum(states), vocab_size, frozenset()))
     return tokens[len(prompt) :]
 
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from tandem.v1 import cluster_pb2, decode_pb2, decode_pb2_grpc, generation_pb2, router_pb2, router_pb2_grpc
 from tandem_common.errors import TandemError, Unavailable
 from tandem_common.keys import Keys
+from tandem_common.lane import Lane, LaneServer
 from tandem_common.model_source import model_revision
 from tandem_common.redis_client import connect
 from tandem_common.registry import WorkerPublisher
@@ -51,6 +52,9 @@ class Worker(decode_pb2_grpc.DecodeServiceServicer):
     live: dict[int, list[Any]] = field(default_factory=dict)  # stream id → [submit, next index, sent here]
     port: int = 0
     rpc: RpcServer | None = None
+    lanes: LaneServer | None = None  # offers one to each session
+    lane: Lane | None = None  # of the last session
+    num_over_grpc: int = 0  # messages that came so
 
     async def start(self) -> None:
         self.rpc = RpcServer(["tandem.v1.DecodeService"])
@@ -60,6 +64,8 @@ class Worker(decode_pb2_grpc.DecodeServiceServicer):
     async def stop(self) -> None:
         assert self.rpc is not None
         await self.rpc.stop(0)
+        if self.lanes is not None:
+            await self.lanes.close()
 
     @property
     def ref(self) -> router_pb2.WorkerRef:
@@ -86,32 +92,44 @@ class Worker(decode_pb2_grpc.DecodeServiceServicer):
     async def Session(  # noqa: N802
         self, requests: Any, context: Any
     ) -> AsyncIterator[decode_pb2.SessionResponse]:
+        lane = self.lane = Lane(self._on_message, lambda: None)
+        await context.send_initial_metadata(await self.lanes.offer(lane) if self.lanes else ())
         reader = asyncio.create_task(self._read(requests))
         try:
             while True:
                 await asyncio.sleep(self.step_s)
                 response, die = self._step()
                 if response.stream_ids or response.events:
-                    yield response
+                    if lane.is_open:
+                        lane.write(response.SerializeToString())
+                    else:
+                        yield response
                 if die:
                     raise Unavailable("scripted end")
         finally:
             reader.cancel()
+            lane.close()
             self.live.clear()
 
     async def _read(self, requests: Any) -> None:
         async for request in requests:
-            match request.WhichOneof("command"):
-                case "open":
-                    self.opened.append(request.open)
-                case "submit":
-                    self.submits.append(request.submit)
-                    generation = request.submit.generation
-                    resumed = len(generation.token_ids) - generation.num_prompt_tokens
-                    self.live[request.submit.stream_id] = [request.submit, resumed, 0]
-                case "cancel":
-                    self.cancelled.append(request.cancel.stream_id)
-                    self.live.pop(request.cancel.stream_id, None)
+            self.num_over_grpc += 1
+            self._apply(request)
+
+    def _on_message(self, message: bytes) -> None:
+        self._apply(decode_pb2.SessionRequest.FromString(message))
+
+    def _apply(self, request: decode_pb2.SessionRequest) -> None:
+        if request.HasField("open"):
+            self.opened.append(request.open)
+        for submit in request.submits:
+            self.submits.append(submit)
+            generation = submit.generation
+            resumed = len(generation.token_ids) - generation.num_prompt_tokens
+            self.live[submit.stream_id] = [submit, resumed, 0]
+        for stream_id in request.cancelled_stream_ids:
+            self.cancelled.append(stream_id)
+            self.live.pop(stream_id, None)
 
     def _step(self) -> tuple[decode_pb2.SessionResponse, bool]:
         response = decode_pb2.SessionResponse()
@@ -177,17 +195,26 @@ class Router(router_pb2_grpc.RouterServiceServicer):
         assert self.rpc is not None
         await self.rpc.stop(0)
 
-    async def Route(  # noqa: N802
-        self, request: router_pb2.RouteRequest, context: Any
-    ) -> router_pb2.RouteResponse:
-        self.queries.append(request.query)
-        await asyncio.sleep(self.delay_s)
-        if self.error is not None:
-            raise self.error
-        for worker in self.workers:
-            if worker.worker_id not in request.query.excluded_worker_ids:
-                return router_pb2.RouteResponse(decode=worker.ref)
-        raise Unavailable("all workers are excluded")
+    async def RouteStream(  # noqa: N802
+        self, requests: AsyncIterator[router_pb2.RouteStreamRequest], context: Any
+    ) -> AsyncIterator[router_pb2.RouteStreamResponse]:
+        async for request in requests:
+            for call in request.calls:
+                self.queries.append(call.query)
+                await asyncio.sleep(self.delay_s)
+                yield router_pb2.RouteStreamResponse(answers=[self._answer(call)])
+
+    def _answer(self, call: router_pb2.RouteCall) -> router_pb2.RouteAnswer:
+        error = self.error
+        for worker in self.workers if error is None else ():
+            if worker.worker_id not in call.query.excluded_worker_ids:
+                route = router_pb2.RouteResponse(decode=worker.ref)
+                return router_pb2.RouteAnswer(call_id=call.call_id, route=route)
+        error = error or Unavailable("all workers are excluded")
+        failure = router_pb2.RouteFailure(
+            code=error.code.value[0], message=error.message, retry_after_ms=error.retry_after_ms
+        )
+        return router_pb2.RouteAnswer(call_id=call.call_id, failure=failure)
 
 
 class System:

@@ -27,22 +27,47 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         self.delay_s = delay_s
         self.says = says
         self.refuse = refuse
-        self.requests: list[pb.RouteRequest] = []
+        self.messages: list[pb.RouteStreamRequest] = []
         self.left = asyncio.Event()
+        self.ends_after: int | None = None  # calls
+        self._writing = asyncio.Lock()  # gRPC takes one write at a time
 
-    async def Route(self, request: pb.RouteRequest, context: Any) -> pb.RouteResponse:  # noqa: N802
-        self.requests.append(request)
+    @property
+    def num_calls(self) -> int:
+        return sum(len(message.calls) for message in self.messages)
+
+    async def RouteStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.RouteStreamRequest], context: Any
+    ) -> None:
+        answering = set()
+        async for request in requests:
+            self.messages.append(request)
+            if request.cancelled_call_ids:
+                self.left.set()
+            if self.ends_after is not None and self.num_calls > self.ends_after:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "scripted end")
+            for call in request.calls:
+                answering.add(asyncio.create_task(self._answer(call.call_id, context)))
+
+    async def _answer(self, call_id: int, context: Any) -> None:
+        answer = pb.RouteAnswer(call_id=call_id)
         if self.refuse:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
-        try:
-            if self.delay_s:
-                if self.says:
-                    await context.send_initial_metadata(())
-                await asyncio.sleep(self.delay_s)
-        except asyncio.CancelledError:
-            self.left.set()
-            raise
-        return pb.RouteResponse(decode=pb.WorkerRef(worker_id="d"), predicted_ttft_ms=50)
+            answer.failure.code = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+            answer.failure.message = "too much"
+            answer.failure.retry_after_ms = 1500
+        else:
+            answer.route.decode.worker_id = "d"
+            answer.route.predicted_ttft_ms = 50
+        if self.delay_s:
+            if self.says:
+                waiting = pb.RouteAnswer(call_id=call_id, waiting=pb.RouteWaiting())
+                await self._write(waiting, context)
+            await asyncio.sleep(self.delay_s)
+        await self._write(answer, context)
+
+    async def _write(self, answer: pb.RouteAnswer, context: Any) -> None:
+        async with self._writing:
+            await context.write(pb.RouteStreamResponse(answers=[answer]))
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +94,7 @@ async def test_a_router_that_lets_a_request_wait_is_waited_for() -> None:
     router = FakeRouter(delay_s=1.3)
     async with serving(router) as client:
         assert (await client.route(QUERY)).decode.worker_id == "d"
-        assert len(router.requests) == 1
+        assert router.num_calls == 1
 
 
 async def test_a_router_that_says_nothing_is_left() -> None:
@@ -84,7 +109,7 @@ async def test_giving_up_leaves_the_routers_queue() -> None:
     router = FakeRouter(delay_s=5)
     async with serving(router) as client:
         task = asyncio.create_task(client.route(QUERY))
-        while not router.requests:
+        while not router.num_calls:
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -94,8 +119,9 @@ async def test_giving_up_leaves_the_routers_queue() -> None:
 
 async def test_a_refusal_is_passed_on() -> None:
     async with serving(FakeRouter(refuse=True)) as client:
-        with pytest.raises(Overloaded, match="too much"):
+        with pytest.raises(Overloaded, match="too much") as caught:
             await client.route(QUERY)
+    assert caught.value.retry_after_ms == 1500
 
 
 async def test_the_next_request_tells_how_a_prediction_turned_out() -> None:
@@ -106,7 +132,42 @@ async def test_the_next_request_tells_how_a_prediction_turned_out() -> None:
         client.note_served(pb.RouteQuery(tenant="acme", max_tokens=50), 7)
         await client.route(QUERY)
         await client.route(QUERY)
-    served = [(s.tenant, s.max_tokens, s.num_new_tokens) for r in router.requests for s in r.served]
+    served = [(s.tenant, s.max_tokens, s.num_new_tokens) for r in router.messages for s in r.served]
     assert served == [("acme", 50, 7)]
-    told = [[(o.predicted_ttft_ms, o.observed_ttft_ms) for o in r.observations] for r in router.requests]
+    told = [[(o.predicted_ttft_ms, o.observed_ttft_ms) for o in m.observations] for m in router.messages]
     assert told == [[], [(50.0, 200.0)], []]
+
+
+async def test_requests_of_one_moment_travel_together() -> None:
+    router = FakeRouter()
+    async with serving(router) as client:
+        await client.route(QUERY)  # the stream is open
+        routes = await asyncio.gather(*(client.route(QUERY) for _ in range(20)))
+    assert [route.decode.worker_id for route in routes] == ["d"] * 20
+    assert [len(message.calls) for message in router.messages] == [1, 20]
+
+
+async def test_a_stream_that_breaks_sends_its_calls_to_another_router_and_is_opened_again() -> None:
+    routers = [FakeRouter(), FakeRouter()]
+    async with serving(*routers) as client:
+        for router in routers:
+            router.ends_after = 0
+        routers[1].ends_after = None
+        routes = await asyncio.gather(*(client.route(QUERY) for _ in range(4)))
+        assert [route.decode.worker_id for route in routes] == ["d"] * 4
+        routers[0].ends_after = None
+        routers[1].ends_after = 0
+        routes = await asyncio.gather(*(client.route(QUERY) for _ in range(4)))
+        assert [route.decode.worker_id for route in routes] == ["d"] * 4
+
+
+async def test_waiting_requests_hold_up_no_others() -> None:
+    router = FakeRouter(delay_s=0.3)
+    async with serving(router) as client:
+        first = asyncio.create_task(client.route(QUERY))
+        while not router.num_calls:
+            await asyncio.sleep(0.01)
+        router.delay_s = 0
+        await client.route(QUERY)
+        assert not first.done()
+        assert (await first).decode.worker_id == "d"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,6 +28,9 @@ from tandem_worker.serving import Serving
 _log = get_logger("host")
 
 _REDIS_RETRY_S = 0.5
+# The engine's thread and the event loop give way to each other after this long; Python's default is 5 ms, which a token
+# would wait while the engine is busy with steps that take less.
+_SWITCH_INTERVAL_S = 0.001
 
 
 async def serve_worker(config: WorkerConfig, lifecycle: Lifecycle) -> None:
@@ -35,6 +39,7 @@ async def serve_worker(config: WorkerConfig, lifecycle: Lifecycle) -> None:
     Raises ConfigError for a configuration or model that cannot be used, EngineDied or Fenced when the
     worker cannot go on.
     """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     await WorkerHost(config).serve(lifecycle)
 
 

@@ -26,8 +26,8 @@ MAX_PENDING_HASHES = 65_536
 TIME_TO_LIVE_S = 3600
 RETRY_S = 0.25
 # Between two entries, so that a step's few blocks do not cost a round trip each here and in every router; a change
-# after a quiet time is told at once. Bookings cover what a router does not know yet.
-MIN_INTERVAL_S = 0.025
+# after a quiet time is told at once. What a router sent to a worker it expects there before it is told.
+MIN_INTERVAL_S = 0.1
 
 
 class KvPublisher:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import grpc
 from tandem.v1 import cluster_pb2, decode_pb2, decode_pb2_grpc
 from tandem_common.errors import Conflict, InvalidRequest, TandemError
+from tandem_common.lane import LaneServer
 from tandem_common.logs import get_logger
 from tandem_worker.gate import Role
 from tandem_worker.metrics import SESSIONS
@@ -35,6 +36,7 @@ class DecodeRole(decode_pb2_grpc.DecodeServiceServicer):
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._channels = PrefillChannels(worker.watcher)
+        self._lanes = LaneServer(worker.config.host)
         self._sessions: dict[Session, asyncio.Event] = {}  # set when the session is over
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -56,6 +58,7 @@ class DecodeRole(decode_pb2_grpc.DecodeServiceServicer):
         for task in over:
             task.cancel()
         await self._channels.close()
+        await self._lanes.close()
 
     async def Session(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[decode_pb2.SessionRequest], context: _Context
@@ -63,9 +66,9 @@ class DecodeRole(decode_pb2_grpc.DecodeServiceServicer):
         """One session, until either side ends it."""
         self._worker.gate.check(self.duty)
         frontend_id = await self._open(request_iterator)
-        # Tells the frontend that it has been let in. Before the writer starts: gRPC takes one write at a time.
-        await context.send_initial_metadata(())
         session = Session(self._worker, self._channels, frontend_id)
+        # Tells the frontend that it has been let in. Before the writer starts: gRPC takes one write at a time.
+        await context.send_initial_metadata(await self._lanes.offer(session.lane))
         over = self._sessions[session] = asyncio.Event()
         SESSIONS.set(len(self._sessions))
         _log.info("session opened", frontend_id=frontend_id)
@@ -79,6 +82,7 @@ class DecodeRole(decode_pb2_grpc.DecodeServiceServicer):
         finally:
             # Whatever ended it: nobody waits for these requests any more.
             session.close()
+            self._lanes.withdraw(session.lane)
             del self._sessions[session]
             over.set()
             SESSIONS.set(len(self._sessions))

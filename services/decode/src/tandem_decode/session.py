@@ -6,9 +6,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from google.protobuf.message import DecodeError
 from tandem.v1 import cluster_pb2, decode_pb2
-from tandem_common.errors import Conflict, InvalidRequest, Overloaded, TandemError
+from tandem_common.errors import (
+    Conflict,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    TandemError,
+    Unavailable,
+)
 from tandem_common.generation_proto import generation_from_proto
+from tandem_common.lane import Lane
 from tandem_common.logs import get_logger
 from tandem_worker.metrics import SESSION_OVERFLOWS
 from tandem_worker.worker import Worker
@@ -43,6 +52,7 @@ class Session:
         self.channels = channels
         self.frontend_id = frontend_id
         self.outbox = Outbox()
+        self.lane = Lane(self._on_message, self._on_lane_lost, self.flush)
         self._max_waiting_bytes = max_waiting_bytes
         self._max_waiting_s = max_waiting_s
         self._streams: dict[int, Stream] = {}
@@ -50,19 +60,22 @@ class Session:
         self._reason: TandemError | None = None
         worker.dispatcher.add_after_step(self, self.flush)
 
-    def handle(self, command: decode_pb2.SessionRequest) -> None:
+    def handle(self, request: decode_pb2.SessionRequest) -> None:
         """Act on one message; InvalidRequest when the protocol is broken, which ends the session."""
-        match command.WhichOneof("command"):
-            case "submit":
-                self._submit(command.submit)
-            case "cancel":
-                if stream := self._streams.get(command.cancel.stream_id):
-                    stream.cancel()
-                    self.flush()
-            case "open":
-                raise InvalidRequest("the session is open already")
-            case _:
-                raise InvalidRequest("a message without a command")
+        command = request.WhichOneof("command")
+        if command == "open":
+            raise InvalidRequest("the session is open already")
+        if command is None and not request.submits and not request.cancelled_stream_ids:
+            raise InvalidRequest("a message without a command")
+        if command == "submit":
+            self._submit(request.submit)
+        for submit in request.submits:
+            self._submit(submit)
+        if command == "cancel":
+            self._cancel(request.cancel.stream_id)
+        for stream_id in request.cancelled_stream_ids:
+            self._cancel(stream_id)
+        self.flush()
 
     def forget(self, stream: Stream) -> None:
         """A stream has ended."""
@@ -78,7 +91,12 @@ class Session:
             or outbox.waiting_s(time.monotonic()) > self._max_waiting_s
         ):
             self._overflow()
-        self._something.set()
+        if self.lane.is_open and self._reason is None:
+            # What a full lane does not take gathers here, and is merged.
+            if not self.lane.is_full:
+                self.lane.write(outbox.take().SerializeToString())
+        else:
+            self._something.set()
 
     def end(self, reason: TandemError) -> None:
         """Send what waits and end with `reason`. Idempotent; the first reason counts."""
@@ -87,10 +105,12 @@ class Session:
         self._something.set()
 
     async def write_out(self, write: Write) -> None:
-        """Write until the session ends; raises its reason."""
+        """Write what does not take the lane until the session ends; raises its reason."""
         while True:
             await self._something.wait()
             self._something.clear()
+            if self.lane.is_open and self.outbox:  # the last words
+                self.lane.write(self.outbox.take().SerializeToString())
             while self.outbox:
                 try:
                     async with asyncio.timeout(self._max_waiting_s):
@@ -103,8 +123,28 @@ class Session:
 
     def close(self) -> None:
         """Cancel everything of this session."""
+        self.lane.close()
         self.worker.dispatcher.remove_after_step(self)
         for stream in list(self._streams.values()):
+            stream.cancel()
+
+    def _on_message(self, message: bytes) -> None:
+        """Over the lane."""
+        try:
+            self.handle(decode_pb2.SessionRequest.FromString(message))
+        except TandemError as error:
+            self.end(error)
+        except DecodeError:
+            self.end(InvalidRequest("the message could not be parsed"))
+        except Exception:  # noqa: BLE001 - the last line: nothing internal may reach the caller
+            _log.exception("unexpected error in a session", frontend_id=self.frontend_id)
+            self.end(InternalError("internal error"))
+
+    def _on_lane_lost(self) -> None:
+        self.end(Unavailable("the lane of the session was lost"))
+
+    def _cancel(self, stream_id: int) -> None:
+        if stream := self._streams.get(stream_id):
             stream.cancel()
 
     def _submit(self, submit: decode_pb2.Submit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from tandem_common.metrics import start_metrics_server
@@ -28,6 +29,8 @@ _STOP_MARGIN_S = 5.0
 async def serve(config: FrontendConfig, lifecycle: Lifecycle) -> None:
     """Serve until told to stop, then let open requests finish."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # One prompt at a time has nothing to share out among the tokenizer's own threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = await asyncio.to_thread(resolve_model, config.model)
     local = LocalModel(
         name=served_name(config.model),

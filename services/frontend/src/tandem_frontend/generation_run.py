@@ -82,7 +82,7 @@ class GenerationRun:
 
     async def _run(self, timeout: asyncio.Timeout) -> FinishReason:
         limits = self._backend.limits
-        excluded: list[str] = []
+        excluded = list(self._request.query.excluded_worker_ids)  # as the client wishes
         while True:
             if len(self.token_ids) >= self._request.generation.stopping.max_tokens:
                 return FinishReason.LENGTH  # the worker died between its last token and saying so

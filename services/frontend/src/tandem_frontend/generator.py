@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tandem_common.errors import TandemError
-from tandem_common.generation import FinishReason
+from tandem_common.generation import FinishReason, Generation
 from tandem_common.logs import bound_request, get_logger
 
 from tandem_frontend.detokenizer import Detokenizer
@@ -69,14 +69,7 @@ class Generator:
         run = GenerationRun(request, text, self._backend)
         outcome = "cancelled"
         with self._open.admit(), bound_request(generation.request_id):
-            log = _log.debug if canary else _log.info
-            log(
-                "request started",
-                model=generation.model,
-                num_prompt_tokens=generation.num_prompt_tokens,
-                max_tokens=generation.stopping.max_tokens,
-                request_class=generation.request_class.name.lower(),
-            )
+            _log.debug("request started", num_prompt_tokens=generation.num_prompt_tokens)
             try:
                 reason = await run.run()
                 outcome = reason.name.lower()
@@ -87,7 +80,8 @@ class Generator:
                 outcome = "internal"
                 raise
             finally:
-                self._report(run, text, outcome, started_at, log)
+                log = _log.debug if canary else _log.info
+                self._report(generation, run, text, outcome, started_at, log)
                 if not canary:
                     self._count(generation.num_prompt_tokens, run, text, started_at)
         self.last_success_at = time.monotonic()
@@ -103,15 +97,20 @@ class Generator:
 
     def _report(
         self,
+        generation: Generation,
         run: GenerationRun,
         text: TextStream,
         outcome: str,
         started_at: float,
         log: Callable[..., None],
     ) -> None:
-        """The line that ends a request."""
+        """The one line of a request."""
         log(
             "request ended",
+            model=generation.model,
+            request_class=generation.request_class.name.lower(),
+            num_prompt_tokens=generation.num_prompt_tokens,
+            max_tokens=generation.stopping.max_tokens,
             status=outcome,
             num_output_tokens=text.num_tokens,
             num_cached_tokens=run.num_cached_tokens,

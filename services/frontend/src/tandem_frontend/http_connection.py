@@ -146,6 +146,10 @@ class HttpConnection(asyncio.Protocol):
         """Answer the next request, if there is one."""
         while self._waiting and not self._is_ending:
             request = self._waiting.popleft()
+            if self._is_paused and not self._waiting:
+                # Also so that the loss of the connection is noticed while the last one is answered.
+                self._is_paused = False
+                self.transport.resume_reading()
             if request.refusal is None:
                 self._task = asyncio.get_running_loop().create_task(self._serve(request))
                 return
@@ -172,9 +176,6 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
             return
         self._since = time.monotonic()
-        if self._is_paused and not self._waiting:
-            self._is_paused = False
-            self.transport.resume_reading()
 
     def _end_with(self, response: HttpResponse) -> None:
         """The last answer, in the middle of a request."""

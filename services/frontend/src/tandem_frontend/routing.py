@@ -5,30 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import grpc
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import DeadlineExceeded, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem_common.logs import get_logger
-from tandem_common.rpc import error_from_rpc, open_channel, outgoing_metadata
 
 from tandem_frontend.models import ModelCatalog
+from tandem_frontend.router_link import Reports, RouterLink
 
-# A router answers, or says with its initial metadata that the request waits for a worker, within the first; it
-# never holds a request for as long as the second.
-ROUTE_DEADLINE_S = 1.0
-ROUTE_WAIT_S = 120.0
-_MAX_OBSERVATIONS = 64
-_ROUTE_METHOD = f"/{pb.DESCRIPTOR.services_by_name['RouterService'].full_name}/Route"
 # A router that did not answer in time is not asked for this long: one frozen router must not cost every request
 # the whole deadline. (One that is gone refuses at once and costs nothing.)
 COOLING_S = 3.0
 RETRY_AFTER_MS = 1000
-
-_RouteCall = grpc.aio.UnaryStreamMultiCallable[pb.RouteRequest, pb.RouteResponse]
 
 _log = get_logger("routing")
 
@@ -58,20 +48,19 @@ class RouterClient:
         self._addresses = addresses
         self._catalog = catalog
         self._clock = clock
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._routers: dict[str, _RouteCall] = {}
+        self._links: dict[str, RouterLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()  # links of routers that have left
         self._cooling_until: dict[str, float] = {}
         self._router_turn = itertools.count()
         self._worker_turn = itertools.count()
         self._routerless = False
-        self._observations: deque[pb.TtftObservation] = deque(maxlen=_MAX_OBSERVATIONS)
-        self._served: deque[pb.ServedTokens] = deque(maxlen=_MAX_OBSERVATIONS)
+        self._reports = Reports()
 
     async def route(self, query: pb.RouteQuery) -> Route:
         """Workers for a request; Overloaded, InvalidRequest, or Unavailable when no worker is left."""
         for address in self._in_order():
             try:
-                response = await self._ask(address, query)
+                response = await self._link(address).ask(query)
             except (Overloaded, InvalidRequest):
                 raise
             except TandemError as error:
@@ -90,55 +79,26 @@ class RouterClient:
     def observe(self, route: Route, ttft_s: float) -> None:
         """Time from a route to the first token: told to a router with the next request."""
         if route.predicted_ttft_ms:
-            self._observations.append(
+            self._reports.observations.append(
                 pb.TtftObservation(predicted_ttft_ms=route.predicted_ttft_ms, observed_ttft_ms=1000 * ttft_s)
             )
 
     def note_served(self, query: pb.RouteQuery, num_new_tokens: int) -> None:
         """How long an answer became: told to a router with the next request, for the tenant's share."""
-        self._served.append(
+        self._reports.served.append(
             pb.ServedTokens(tenant=query.tenant, max_tokens=query.max_tokens, num_new_tokens=num_new_tokens)
         )
 
     async def close(self) -> None:
-        """Close all channels."""
-        channels, self._channels = self._channels, {}
-        self._routers.clear()
-        await asyncio.gather(*(channel.close() for channel in channels.values()))
+        """End all streams."""
+        links, self._links = self._links, {}
+        await asyncio.gather(*(link.close() for link in links.values()), *self._closing)
 
-    async def _ask(self, address: str, query: pb.RouteQuery) -> pb.RouteResponse:
-        router = self._routers.get(address)
-        if router is None:
-            channel = self._channels[address] = open_channel(address)
-            # As a stream of one answer: grpc.aio gives a unary call's initial metadata only together with its answer.
-            router = self._routers[address] = channel.unary_stream(
-                _ROUTE_METHOD,
-                request_serializer=pb.RouteRequest.SerializeToString,
-                response_deserializer=pb.RouteResponse.FromString,
-            )
-        observations, served = list(self._observations), list(self._served)
-        self._observations.clear()
-        self._served.clear()
-        call = router(
-            pb.RouteRequest(query=query, observations=observations, served=served),
-            timeout=ROUTE_WAIT_S,
-            metadata=outgoing_metadata(query.request_id),
-        )
-        try:
-            async with asyncio.timeout(ROUTE_DEADLINE_S):
-                await call.initial_metadata()
-            response = await call.read()
-        except TimeoutError:
-            call.cancel()
-            raise DeadlineExceeded("the router did not answer in time") from None
-        except asyncio.CancelledError:
-            call.cancel()  # leaves the router's queue
-            raise
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        if not isinstance(response, pb.RouteResponse) or not response.decode.worker_id:
-            raise Unavailable("the router named no worker")
-        return response
+    def _link(self, address: str) -> RouterLink:
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = RouterLink(address, self._reports)
+        return link
 
     def _in_order(self) -> Sequence[str]:
         """Routers to ask, taking turns, without those that did not answer lately."""
@@ -152,10 +112,11 @@ class RouterClient:
         return [address for address in turned if self._cooling_until.get(address, now) <= now]
 
     def _forget(self, known: Iterable[str]) -> None:
-        """Drop what belongs to routers that have left; their channels close when collected."""
-        gone = self._channels.keys() - set(known)
-        for address in gone:
-            del self._channels[address], self._routers[address]
+        """Drop what belongs to routers that have left."""
+        for address in self._links.keys() - set(known):
+            closing = asyncio.create_task(self._links.pop(address).close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
             self._cooling_until.pop(address, None)
 
     def _take_turns(self, model: str, excluded: Iterable[str]) -> Route:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from tandem.v1 import decode_pb2 as pb
 from tandem.v1 import decode_pb2_grpc, generation_pb2, router_pb2
+from tandem_common.batch_writer import BatchWriter
 from tandem_common.errors import InternalError, TandemError, Unavailable, error_for_code
+from tandem_common.lane import Lane, take_lane
 from tandem_common.logs import get_logger
 from tandem_common.rpc import open_channel
 
@@ -31,6 +33,7 @@ _MAX_STREAM_ID = 2**32 - 1
 # How long messages are gathered while the event loop is behind, and how many at most.
 _GATHER_S = 0.01
 _MAX_GATHERED = 64
+_LAST_WORDS_S = 0.5
 
 _log = get_logger("sessions")
 
@@ -68,11 +71,13 @@ class Session:
         self._channel = open_channel(worker.address)
         self._streams: dict[int, StreamSink] = {}
         self._next_id = 1
-        self._commands: deque[pb.SessionRequest] = deque()
-        self._command_came = asyncio.Event()
-        self._send(
-            pb.SessionRequest(open=pb.OpenSession(frontend_id=frontend_id, epoch=worker.epoch)),
-        )
+        self._address = worker.address
+        self._lane = Lane(self._on_message, lambda: None)
+        self._opening = pb.OpenSession(frontend_id=frontend_id, epoch=worker.epoch)
+        # Commands that are not written yet.
+        self._submits: list[pb.Submit] = []
+        self._cancelled_ids: list[int] = []
+        self._writer: BatchWriter[pb.SessionRequest] = BatchWriter(self._take_commands)
 
     @property
     def num_streams(self) -> int:
@@ -92,14 +97,17 @@ class Session:
         stream_id = self._next_id
         self._next_id = self._next_id % _MAX_STREAM_ID + 1
         self._streams[stream_id] = sink
-        submit = pb.Submit(stream_id=stream_id, generation=generation, prefill=prefill, timeout_ms=timeout_ms)
-        self._send(pb.SessionRequest(submit=submit))
+        self._submits.append(
+            pb.Submit(stream_id=stream_id, generation=generation, prefill=prefill, timeout_ms=timeout_ms)
+        )
+        self._command_came()
         return stream_id
 
     def cancel(self, stream_id: int) -> None:
         """Forget a request and tell the worker; nothing more reaches its sink. Idempotent."""
         if self._streams.pop(stream_id, None) is not None and not self.broken:
-            self._send(pb.SessionRequest(cancel=pb.Cancel(stream_id=stream_id)))
+            self._cancelled_ids.append(stream_id)
+            self._command_came()
 
     async def run(self) -> None:
         """Talk until the stream ends or this is cancelled; then tell every request that is left."""
@@ -107,36 +115,59 @@ class Session:
         call = decode_pb2_grpc.DecodeServiceStub(self._channel).Session()
         writer = asyncio.create_task(self._write(call))
         try:
-            async for response in call:
-                self._receive(response)
-        except grpc.aio.AioRpcError as error:
-            reason = f"the session with the worker broke ({error.code().name})"
+            try:
+                async for response in call:
+                    self._receive(response)
+            except grpc.aio.AioRpcError as error:
+                reason = f"the session with the worker broke ({error.code().name})"
+            await self._lane.ended()  # what the worker said last may still be on its way
         finally:
             self._hand_on()
             self._break(reason)
+            self._lane.close()
             writer.cancel()
             call.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
             await self._channel.close()
 
-    def _send(self, command: pb.SessionRequest) -> None:
-        if len(self._commands) >= MAX_COMMANDS:
-            self._break("the worker takes no commands")
-            return
-        self._commands.append(command)
-        self._command_came.set()
-
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]) -> None:
+        """Open the session, then send commands, over the lane if there is one."""
         try:
-            while True:
-                await self._command_came.wait()
-                self._command_came.clear()
-                while self._commands:
-                    await call.write(self._commands.popleft())
+            await call.write(pb.SessionRequest(open=self._opening))
+            loop = asyncio.get_running_loop()
+            # The session ends with its lane. The worker's own word about the end comes first, if there is one.
+            self._lane = Lane(self._on_message, lambda: loop.call_later(_LAST_WORDS_S, call.cancel))
+            await take_lane(self._lane, self._address, call)
+            await self._writer.run(self._write_to_lane if self._lane.is_open else call.write)
         except Exception as error:  # noqa: BLE001 - grpc.aio raises several kinds; the reader sees the status
             _log.debug("writing to a session failed", worker_id=self.worker_id, error=type(error).__name__)
             call.cancel()
+
+    async def _write_to_lane(self, request: pb.SessionRequest) -> None:
+        self._lane.write(request.SerializeToString())
+        await self._lane.room()
+
+    def _on_message(self, message: bytes) -> None:
+        """Over the lane."""
+        try:
+            self._receive(pb.SessionResponse.FromString(message))
+        except DecodeError:
+            self._break("the worker sent what cannot be read")
+            self._lane.close()  # which ends the session there
+
+    def _command_came(self) -> None:
+        if len(self._submits) + len(self._cancelled_ids) > MAX_COMMANDS:
+            self._break("the worker takes no commands")
+        self._writer.wake()
+
+    def _take_commands(self) -> pb.SessionRequest | None:
+        """All commands that wait, as one message."""
+        if not self._submits and not self._cancelled_ids:
+            return None
+        request = pb.SessionRequest(submits=self._submits, cancelled_stream_ids=self._cancelled_ids)
+        self._submits, self._cancelled_ids = [], []
+        return request
 
     def _receive(self, response: pb.SessionResponse) -> None:
         """Hand a message on, now or together with those of the next milliseconds."""

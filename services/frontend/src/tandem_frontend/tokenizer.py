@@ -85,7 +85,8 @@ class ModelTokenizer:
         return self._cache.num_unknown(self._template.render(turns))
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # "fast": where each token came from in the text is not worked out.
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def _encode_marked(self, turns: Sequence[ChatTurn], control: re.Pattern[str]) -> list[int]:

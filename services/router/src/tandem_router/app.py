@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from redis.exceptions import RedisError
 from tandem.v1 import cluster_pb2, router_pb2, router_pb2_grpc
 from tandem_common.keys import Keys
+from tandem_common.lane import LaneServer
 from tandem_common.logs import get_logger
 from tandem_common.redis_client import connect
 from tandem_common.registry import ClusterWatcher, ServicePublisher
@@ -72,6 +73,7 @@ class RouterApp:
             max_age_s=config.booking_max_age_s,
             elsewhere=elsewhere,
         )
+        self._lanes = LaneServer(config.host)
         self._servicer = RouterServicer(
             policy,
             self.cluster,
@@ -83,6 +85,7 @@ class RouterApp:
             shares=self.shares,
             exchange=self._exchange,
             elsewhere=elsewhere,
+            lanes=self._lanes,
         )
         self._exchange.on_news = self._servicer.others_started
         self._feed.add_observer(self._servicer.view_changed)
@@ -102,6 +105,7 @@ class RouterApp:
                 self._servicer.stop()
         finally:
             await self._rpc.stop(self._config.drain_s)
+            await self._lanes.close()
             await self._redis.aclose()
 
     async def _run_background(self, address: str, lifecycle: Lifecycle) -> None:

@@ -38,6 +38,9 @@ _MAX_STREAM = 10_000
 _MAX_UNSENT = 4096
 _MAX_PER_ENTRY = 256
 _GATHER_S = 0.001
+_GATHER_ALONE_S = (
+    0.05  # while no other router was heard of: one that starts reads the bookings of seconds anyway
+)
 _BACKOFF_S = 0.5
 _MAX_TOKENS = 2**40
 _MAX_CONTEXT = 2**60
@@ -142,7 +145,7 @@ class BookingExchange:
     async def _send(self) -> None:
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_GATHER_S)
+            await asyncio.sleep(_GATHER_S if self._others else _GATHER_ALONE_S)
             self._wake.clear()
             while self._unsent or self._queue is not None or self._corrections:
                 count = min(len(self._unsent), _MAX_PER_ENTRY)

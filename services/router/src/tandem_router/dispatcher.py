@@ -28,6 +28,14 @@ class Dispatched:
     choose_s: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """A request that waits; whoever holds it calls `leave` when it has an outcome or is not wanted any more."""
+
+    ticket: Ticket
+    future: asyncio.Future[Dispatched]
+
+
 class Dispatcher:
     """One per router; not thread-safe, on the event loop only."""
 
@@ -47,12 +55,8 @@ class Dispatcher:
         """How predictions turned out."""
         return self.desk.error
 
-    async def route(self, message: pb.RouteQuery, on_wait: Callable[[], Awaitable[None]]) -> Dispatched:
-        """Start the request now or later; `on_wait` is called once if it has to wait.
-
-        Raises Overloaded at once when it would miss its deadline or too many wait, and later when it waited for too
-        long. Cancelling it leaves the queue.
-        """
+    def begin(self, message: pb.RouteQuery) -> Dispatched | Pending:
+        """Start the request now, or let it wait. Raises Overloaded when it would miss its deadline or too many wait."""
         now_s = self._clock()
         answer = self.desk.arrive(message, now_s)
         if isinstance(answer, Started):
@@ -61,12 +65,26 @@ class Dispatcher:
         self._waiting[answer] = future
         if self._pump_again is None:
             self._pump_again = asyncio.get_running_loop().call_later(PUMP_S, self.pump)
+        return Pending(answer, future)
+
+    def leave(self, pending: Pending) -> None:
+        """Wait no longer. Idempotent."""
+        if self._waiting.pop(pending.ticket, None) is not None:
+            self.desk.leave(pending.ticket)
+
+    async def route(self, message: pb.RouteQuery, on_wait: Callable[[], Awaitable[None]]) -> Dispatched:
+        """Start the request now or later; `on_wait` is called once if it has to wait.
+
+        Raises as `begin`, and Overloaded later when it waited for too long. Cancelling it leaves the queue.
+        """
+        answer = self.begin(message)
+        if isinstance(answer, Dispatched):
+            return answer
         try:
             await on_wait()
-            return await future
+            return await answer.future
         finally:
-            self._waiting.pop(answer, None)
-            self.desk.leave(answer)
+            self.leave(answer)
 
     def pump(self, _: ClusterView | None = None) -> None:
         """Start those who can start now, and give up those who waited for too long."""

@@ -30,7 +30,7 @@ from tandem_router.kv_records import START, MalformedRecord, StreamId, parse_eve
 from tandem_router.kv_streams import KvStreams
 from tandem_router.metrics import RouterMetrics
 
-_GATHER_S = 0.01  # between reads, so that one read brings the entries of several steps
+_GATHER_S = 0.05  # between reads, so that one read brings the entries of several steps and workers
 _CHECK_S = 1.0
 _BLOCKS_PER_TURN = 4096  # applied before others on the event loop get their turn
 _MIN_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0

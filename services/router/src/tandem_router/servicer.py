@@ -6,22 +6,24 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from tandem.v1 import router_pb2 as pb
 from tandem.v1 import router_pb2_grpc
-from tandem_common.errors import InvalidRequest, NotFound, TandemError
+from tandem_common.errors import InvalidRequest, NotFound, TandemError, Unavailable
+from tandem_common.lane import LaneServer
 from tandem_common.logs import get_logger
+from tandem_common.telemetry import span
 
 from tandem_router.admission import AdmissionRules, PredictionError
 from tandem_router.affinity import Sessions
 from tandem_router.booking_exchange import BookingExchange
 from tandem_router.cluster import Cluster
 from tandem_router.desk import Desk, QueueRules, charged_tokens, expected_new_tokens
-from tandem_router.dispatcher import Dispatched, Dispatcher
+from tandem_router.dispatcher import Dispatched, Dispatcher, Pending
 from tandem_router.elsewhere import WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.feed import ClusterFeed
@@ -31,6 +33,7 @@ from tandem_router.metrics import RouterMetrics
 from tandem_router.policies import Policy
 from tandem_router.query import EXPLAIN_LIMITS, Decision, Query
 from tandem_router.recent import RecentDecisions, Remembered
+from tandem_router.route_stream import RouteStream
 from tandem_router.speculative import SpeculativeIndex
 from tandem_router.view import ClusterView
 from tandem_router.wire import admission_to_proto, explanation_to_proto, query_from_proto, route_to_proto
@@ -71,8 +74,10 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         shares: FairShares,
         exchange: BookingExchange | None = None,
         elsewhere: WaitingElsewhere | None = None,
+        lanes: LaneServer | None = None,
     ) -> None:
         """Without `exchange`, nobody else hears of the bookings."""
+        self._lanes = lanes or LaneServer("127.0.0.1")
         self._policy = policy
         self._cluster = cluster
         self._index = index
@@ -102,33 +107,82 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def Route(self, request: pb.RouteRequest, context: _Context) -> pb.RouteResponse:  # noqa: N802
         """Decide and book."""
-        for seen in request.observations[:_MAX_OBSERVATIONS]:
-            ratio = self._dispatcher.error.observe(seen.predicted_ttft_ms, seen.observed_ttft_ms)
-            if ratio is not None:
-                self._metrics.prediction_ratio.observe(ratio)
-
-        for served in request.served[:_MAX_OBSERVATIONS]:
-            self._correct(served)
+        self.observe(request.observations, request.served)
 
         async def on_wait() -> None:
             # The sign that this router is alive, however long the request has to wait.
             await context.send_initial_metadata(())
 
         try:
-            dispatched = await self._dispatcher.route(request.query, on_wait)
-            self._note(dispatched)
-            started = dispatched.started
-            return route_to_proto(started.decision, started.waited_ms)
+            return self.end(request.query, await self._dispatcher.route(request.query, on_wait))
         except TandemError as error:
-            self._metrics.refusals.labels(error.code.name).inc()
-            _log.info(
-                "refused",
-                request_id=request.query.request_id[:128],
-                code=error.code.name,
-                num_tokens=request.query.num_tokens,
-                reason=error.message,
-            )
+            self.refused(request.query, error)
             raise
+
+    async def RouteStream(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.RouteStreamRequest], context: _Context
+    ) -> None:
+        """Decide and book, many at once."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stream = RouteStream(self, ended)
+        # Tells the frontend that it is being heard. Before the writer starts: gRPC takes one write at a time.
+        await context.send_initial_metadata(await self._lanes.offer(stream.lane))
+
+        async def read() -> None:
+            async for request in request_iterator:
+                stream.handle(request)
+
+        tasks = [
+            asyncio.create_task(stream.writer.run(context.write), name="route-writer"),
+            asyncio.create_task(read(), name="route-reader"),
+            asyncio.create_task(self._until_stopping(), name="route-stopping"),
+        ]
+        try:
+            done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            stream.close()
+            self._lanes.withdraw(stream.lane)
+            for task in tasks:
+                task.cancel()
+            ended.cancel()
+            await asyncio.gather(*tasks, ended, return_exceptions=True)
+
+    def observe(self, observations: Sequence[pb.TtftObservation], served: Sequence[pb.ServedTokens]) -> None:
+        """Learn how predictions turned out, and how long answers became."""
+        for seen in observations[:_MAX_OBSERVATIONS]:
+            ratio = self._dispatcher.error.observe(seen.predicted_ttft_ms, seen.observed_ttft_ms)
+            if ratio is not None:
+                self._metrics.prediction_ratio.observe(ratio)
+        for answer in served[:_MAX_OBSERVATIONS]:
+            self._correct(answer)
+
+    def begin(self, query: pb.RouteQuery, traceparent: str) -> pb.RouteResponse | Pending:
+        """Decide and book, or let it wait; raises TandemError."""
+        with span("/tandem.v1.RouterService/Route", traceparent):
+            answer = self._dispatcher.begin(query)
+            return self.end(query, answer) if isinstance(answer, Dispatched) else answer
+
+    def end(self, query: pb.RouteQuery, dispatched: Dispatched) -> pb.RouteResponse:
+        """Remember a decision, and make the answer."""
+        self._note(dispatched)
+        return route_to_proto(dispatched.started.decision, dispatched.started.waited_ms)
+
+    def refused(self, query: pb.RouteQuery, error: TandemError) -> None:
+        """Count and log."""
+        self._metrics.refusals.labels(error.code.name).inc()
+        _log.info(
+            "refused",
+            request_id=query.request_id[:128],
+            code=error.code.name,
+            num_tokens=query.num_tokens,
+            reason=error.message,
+        )
+
+    def leave(self, pending: Pending) -> None:
+        """A request that waits is not wanted any more."""
+        self._dispatcher.leave(pending)
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
         """Decide without booking, or look up what was decided."""
@@ -162,8 +216,8 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     def stop(self) -> None:
         """End what would go on for ever."""
-        self._stopping.set()
         self._dispatcher.stop()
+        self._stopping.set()
 
     def view_changed(self, _: ClusterView) -> None:
         """Start those who wait and can start now."""
@@ -187,6 +241,11 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             self._shares.correct(served.tenant, num_tokens)
             if self._exchange is not None:
                 self._exchange.tell_correction(served.tenant, num_tokens)
+
+    async def _until_stopping(self) -> None:
+        await self._stopping.wait()
+        await asyncio.sleep(0)  # those who waited have been told; let that be written
+        raise Unavailable("this router is stopping; ask another")
 
     def _make_query(self, message: pb.RouteQuery) -> Query:
         now_s = time.monotonic()

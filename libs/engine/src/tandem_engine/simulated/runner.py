@@ -8,8 +8,10 @@ that every sequence has the length that was asked for.
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from tandem_engine.config import EngineConfig
 from tandem_engine.simulated.running_state import (
     FIRST_STATE,
     STATE_BYTES,
+    checksum,
     draw_token,
     made_up_logprobs,
+    next_state,
     next_states,
 )
 from tandem_engine.step_cost import step_cost
@@ -32,6 +36,16 @@ DEFAULT_CONTEXT_TOKENS = 131_072
 DEFAULT_NUM_BLOCKS = 16_384
 
 
+@dataclass(slots=True)
+class _Head:
+    """What the last draw of a sequence read: a model's own work in a step is not to be repeated by its stand-in."""
+
+    token_ids: Sequence[int]  # the list of the living sequence itself
+    num_tokens: int
+    state: int
+    checksum: int  # of the states of all tokens, as they were in the blocks
+
+
 class SimulatedRunner:
     """`Runner` of tandem_engine.batch whose keys and values are 8 bytes per token: see `running_state`."""
 
@@ -40,6 +54,7 @@ class SimulatedRunner:
         self._block_size = config.block_size
         self._vocab_size = DEFAULT_VOCAB_SIZE
         self._blocks: list[memoryview] = []
+        self._heads: dict[str, _Head] = {}  # by request
 
     def load(self) -> EngineInfo:
         """Allocate the blocks; ModelError when there is a model directory that cannot be used."""
@@ -108,14 +123,44 @@ class SimulatedRunner:
     def _compute(self, row: ScheduledSequence) -> DrawnToken | None:
         """Write the states of the new tokens behind those in the blocks; then draw from all of them."""
         start, end = row.num_computed_tokens, row.num_computed_tokens + row.num_new_tokens
-        state = FIRST_STATE if start == 0 else self._read_state(row.block_ids, start - 1)
-        self._write_states(row.block_ids, start, next_states(state, row.token_ids[start:end]))
+        head = self._heads.get(row.request_id)
+        if (
+            head is not None
+            and row.num_new_tokens == 1
+            and head.num_tokens == start
+            and head.token_ids is row.token_ids
+        ):
+            # Decoding goes on from what the last draw read.
+            head.state = state = next_state(head.state, row.token_ids[start])
+            packed = state.to_bytes(STATE_BYTES, "little")
+            block, slot = divmod(start, self._block_size)
+            at = slot * STATE_BYTES
+            self._blocks[row.block_ids[block]][at : at + STATE_BYTES] = packed
+            head.checksum = checksum(packed, head.checksum)
+            head.num_tokens = end
+        else:
+            state = FIRST_STATE if start == 0 else self._read_state(row.block_ids, start - 1)
+            states = next_states(state, row.token_ids[start:end])
+            self._write_states(row.block_ids, start, states)
+            if not row.draws_token:
+                return None
+            head = _Head(row.token_ids, end, states[-1], checksum(self._read_states(row.block_ids, end)))
+            self._remember(row.request_id, head)
         if not row.draws_token:
             return None
-        token_id = draw_token(
-            self._read_states(row.block_ids, end), self._vocab_size, row.stopping.stop_token_ids
-        )
-        return DrawnToken(token_id, made_up_logprobs(token_id, row.sampling, self._vocab_size))
+        token_id = draw_token(head.checksum, self._vocab_size, row.stopping.stop_token_ids)
+        if row.sampling.logprobs is None:
+            return DrawnToken(token_id, None)
+        return DrawnToken(token_id, made_up_logprobs(token_id, row.sampling.logprobs, self._vocab_size))
+
+    def _remember(self, request_id: str, head: _Head) -> None:
+        """Nobody tells of the ends of sequences: the oldest make room."""
+        if self._config.poison_freed_blocks:
+            return  # every draw reads every block, so that one which was freed too early shows
+        self._heads.pop(request_id, None)
+        self._heads[request_id] = head
+        if len(self._heads) > 4 * self._config.max_sequences:
+            del self._heads[next(iter(self._heads))]
 
     def _read_state(self, block_ids: Sequence[int], position: int) -> int:
         block, slot = divmod(position, self._block_size)
@@ -123,13 +168,16 @@ class SimulatedRunner:
         return int.from_bytes(self._blocks[block_ids[block]][start : start + STATE_BYTES], "little")
 
     def _write_states(self, block_ids: Sequence[int], position: int, states: Sequence[int]) -> None:
-        for state in states:
+        """Write states from `position` on, block by block."""
+        packed = struct.pack(f"<{len(states)}Q", *states)
+        done = 0
+        while done < len(packed):
             block, slot = divmod(position, self._block_size)
             start = slot * STATE_BYTES
-            self._blocks[block_ids[block]][start : start + STATE_BYTES] = state.to_bytes(
-                STATE_BYTES, "little"
-            )
-            position += 1
+            piece = packed[done : done + self._block_size * STATE_BYTES - start]
+            self._blocks[block_ids[block]][start : start + len(piece)] = piece
+            done += len(piece)
+            position += len(piece) // STATE_BYTES
 
     def _read_states(self, block_ids: Sequence[int], num_tokens: int) -> bytes:
         num_full, rest = divmod(num_tokens, self._block_size)

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from zlib import crc32
 
-from tandem_common.generation import SamplingParams
-
 from tandem_engine.api import TokenLogprobs
 
 FIRST_STATE = 0x9E3779B97F4A7C15
@@ -26,22 +24,33 @@ _FINAL_1 = 0xBF58476D1CE4E5B9
 _FINAL_2 = 0x94D049BB133111EB
 
 
+def next_state(state: int, token_id: int) -> int:
+    """The state after a token that follows `state`."""
+    state = ((state ^ token_id) * _STEP + FIRST_STATE) & _MASK
+    return state ^ (state >> 29)
+
+
 def next_states(state: int, token_ids: Sequence[int]) -> list[int]:
     """The states after each of these tokens, starting after `state`."""
     states = []
     for token_id in token_ids:
-        state = ((state ^ token_id) * _STEP + FIRST_STATE) & _MASK
-        state ^= state >> 29
+        state = next_state(state, token_id)
         states.append(state)
     return states
 
 
-def draw_token(states: bytes, vocab_size: int, excluded: frozenset[int]) -> int:
-    """The token that follows a sequence with these states (8 bytes each), never an excluded one if it can be helped."""
-    mixed = (crc32(states) * FIRST_STATE) & _MASK
+# Of states (8 bytes each, little-endian); the second argument is the checksum of those before them.
+checksum = crc32
+
+
+def draw_token(checksum: int, vocab_size: int, excluded: frozenset[int]) -> int:
+    """The token that follows states with this checksum, never an excluded one if it can be helped."""
+    mixed = (checksum * FIRST_STATE) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * _FINAL_1) & _MASK
     mixed = ((mixed ^ (mixed >> 27)) * _FINAL_2) & _MASK
     drawn = (mixed ^ (mixed >> 31)) % vocab_size
+    if drawn not in excluded:
+        return drawn
     for offset in range(min(vocab_size, len(excluded) + 1)):
         token_id = (drawn + offset) % vocab_size
         if token_id not in excluded:
@@ -49,11 +58,9 @@ def draw_token(states: bytes, vocab_size: int, excluded: frozenset[int]) -> int:
     return drawn
 
 
-def made_up_logprobs(token_id: int, sampling: SamplingParams, vocab_size: int) -> TokenLogprobs | None:
-    """Log-probabilities in the right shape: the drawn token first, its neighbours after it. None unless asked for."""
-    if sampling.logprobs is None:
-        return None
-    count = min(sampling.logprobs, vocab_size)
+def made_up_logprobs(token_id: int, num_top: int, vocab_size: int) -> TokenLogprobs:
+    """Log-probabilities in the right shape: the drawn token first, its neighbours after it."""
+    count = min(num_top, vocab_size)
     return TokenLogprobs(
         logprob=-0.5,
         top_token_ids=tuple((token_id + rank) % vocab_size for rank in range(count)),

@@ -26,7 +26,7 @@ from tandem.v1 import generation_pb2 as tandem_dot_v1_dot_generation__pb2
 from tandem.v1 import router_pb2 as tandem_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/decode.proto\x12\ttandem.v1\x1a\x1atandem/v1/generation.proto\x1a\x16tandem/v1/router.proto\"\x8d\x01\n\x0eSessionRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.tandem.v1.OpenSessionH\x00\x12#\n\x06submit\x18\x02 \x01(\x0b\x32\x11.tandem.v1.SubmitH\x00\x12#\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x11.tandem.v1.CancelH\x00\x42\t\n\x07\x63ommand\"1\n\x0bOpenSession\x12\x13\n\x0b\x66rontend_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x92\x01\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\r\x12)\n\ngeneration\x18\x02 \x01(\x0b\x32\x15.tandem.v1.Generation\x12*\n\x07prefill\x18\x03 \x01(\x0b\x32\x14.tandem.v1.WorkerRefH\x00\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x04 \x01(\rB\n\n\x08_prefill\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\r\"\xa3\x01\n\x0fSessionResponse\x12\x12\n\nstream_ids\x18\x01 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.tandem.v1.StreamLogprobs\x12&\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x16.tandem.v1.StreamEvent\"M\n\x0eStreamLogprobs\x12\x11\n\tstream_id\x18\x01 \x01(\r\x12(\n\x06tokens\x18\x02 \x03(\x0b\x32\x18.tandem.v1.TokenLogprobs\"\xae\x01\n\x0bStreamEvent\x12\x11\n\tstream_id\x18\x01 \x01(\r\x12+\n\x07started\x18\x02 \x01(\x0b\x32\x18.tandem.v1.StreamStartedH\x00\x12-\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x19.tandem.v1.StreamFinishedH\x00\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.tandem.v1.StreamErrorH\x00\x42\x07\n\x05\x65vent\"E\n\rStreamStarted\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x19\n\x11prefill_worker_id\x18\x02 \x01(\t\"g\n\x0eStreamFinished\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"o\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms2U\n\rDecodeService\x12\x44\n\x07Session\x12\x19.tandem.v1.SessionRequest\x1a\x1a.tandem.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/decode.proto\x12\ttandem.v1\x1a\x1atandem/v1/generation.proto\x1a\x16tandem/v1/router.proto\"\xcf\x01\n\x0eSessionRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.tandem.v1.OpenSessionH\x00\x12#\n\x06submit\x18\x02 \x01(\x0b\x32\x11.tandem.v1.SubmitH\x00\x12#\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x11.tandem.v1.CancelH\x00\x12\"\n\x07submits\x18\x04 \x03(\x0b\x32\x11.tandem.v1.Submit\x12\x1c\n\x14\x63\x61ncelled_stream_ids\x18\x05 \x03(\rB\t\n\x07\x63ommand\"1\n\x0bOpenSession\x12\x13\n\x0b\x66rontend_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x92\x01\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\r\x12)\n\ngeneration\x18\x02 \x01(\x0b\x32\x15.tandem.v1.Generation\x12*\n\x07prefill\x18\x03 \x01(\x0b\x32\x14.tandem.v1.WorkerRefH\x00\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x04 \x01(\rB\n\n\x08_prefill\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\r\"\xa3\x01\n\x0fSessionResponse\x12\x12\n\nstream_ids\x18\x01 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.tandem.v1.StreamLogprobs\x12&\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x16.tandem.v1.StreamEvent\"M\n\x0eStreamLogprobs\x12\x11\n\tstream_id\x18\x01 \x01(\r\x12(\n\x06tokens\x18\x02 \x03(\x0b\x32\x18.tandem.v1.TokenLogprobs\"\xae\x01\n\x0bStreamEvent\x12\x11\n\tstream_id\x18\x01 \x01(\r\x12+\n\x07started\x18\x02 \x01(\x0b\x32\x18.tandem.v1.StreamStartedH\x00\x12-\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x19.tandem.v1.StreamFinishedH\x00\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.tandem.v1.StreamErrorH\x00\x42\x07\n\x05\x65vent\"E\n\rStreamStarted\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x19\n\x11prefill_worker_id\x18\x02 \x01(\t\"g\n\x0eStreamFinished\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"o\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms2U\n\rDecodeService\x12\x44\n\x07Session\x12\x19.tandem.v1.SessionRequest\x1a\x1a.tandem.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.decode_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSIONREQUEST']._serialized_start=90
-  _globals['_SESSIONREQUEST']._serialized_end=231
-  _globals['_OPENSESSION']._serialized_start=233
-  _globals['_OPENSESSION']._serialized_end=282
-  _globals['_SUBMIT']._serialized_start=285
-  _globals['_SUBMIT']._serialized_end=431
-  _globals['_CANCEL']._serialized_start=433
-  _globals['_CANCEL']._serialized_end=460
-  _globals['_SESSIONRESPONSE']._serialized_start=463
-  _globals['_SESSIONRESPONSE']._serialized_end=626
-  _globals['_STREAMLOGPROBS']._serialized_start=628
-  _globals['_STREAMLOGPROBS']._serialized_end=705
-  _globals['_STREAMEVENT']._serialized_start=708
-  _globals['_STREAMEVENT']._serialized_end=882
-  _globals['_STREAMSTARTED']._serialized_start=884
-  _globals['_STREAMSTARTED']._serialized_end=953
-  _globals['_STREAMFINISHED']._serialized_start=955
-  _globals['_STREAMFINISHED']._serialized_end=1058
-  _globals['_STREAMERROR']._serialized_start=1060
-  _globals['_STREAMERROR']._serialized_end=1171
-  _globals['_DECODESERVICE']._serialized_start=1173
-  _globals['_DECODESERVICE']._serialized_end=1258
+  _globals['_SESSIONREQUEST']._serialized_end=297
+  _globals['_OPENSESSION']._serialized_start=299
+  _globals['_OPENSESSION']._serialized_end=348
+  _globals['_SUBMIT']._serialized_start=351
+  _globals['_SUBMIT']._serialized_end=497
+  _globals['_CANCEL']._serialized_start=499
+  _globals['_CANCEL']._serialized_end=526
+  _globals['_SESSIONRESPONSE']._serialized_start=529
+  _globals['_SESSIONRESPONSE']._serialized_end=692
+  _globals['_STREAMLOGPROBS']._serialized_start=694
+  _globals['_STREAMLOGPROBS']._serialized_end=771
+  _globals['_STREAMEVENT']._serialized_start=774
+  _globals['_STREAMEVENT']._serialized_end=948
+  _globals['_STREAMSTARTED']._serialized_start=950
+  _globals['_STREAMSTARTED']._serialized_end=1019
+  _globals['_STREAMFINISHED']._serialized_start=1021
+  _globals['_STREAMFINISHED']._serialized_end=1124
+  _globals['_STREAMERROR']._serialized_start=1126
+  _globals['_STREAMERROR']._serialized_end=1237
+  _globals['_DECODESERVICE']._serialized_start=1239
+  _globals['_DECODESERVICE']._serialized_end=1324
 # @@protoc_insertion_point(module_scope)

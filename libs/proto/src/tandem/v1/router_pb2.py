@@ -26,7 +26,7 @@ from tandem.v1 import cluster_pb2 as tandem_dot_v1_dot_cluster__pb2
 from tandem.v1 import generation_pb2 as tandem_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/router.proto\x12\ttandem.v1\x1a\x17tandem/v1/cluster.proto\x1a\x1atandem/v1/generation.proto\">\n\tWorkerRef\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\xda\x03\n\nRouteQuery\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12.\n\rrequest_class\x18\x06 \x01(\x0e\x32\x17.tandem.v1.RequestClass\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x18\n\x10ttft_deadline_ms\x18\x08 \x01(\r\x12\x1b\n\x13\x65xcluded_worker_ids\x18\t \x03(\t\x12\x19\n\x11pinned_worker_ids\x18\n \x03(\t\x12\x42\n\x0frequired_labels\x18\x0b \x03(\x0b\x32).tandem.v1.RouteQuery.RequiredLabelsEntry\x12\x12\n\nsession_id\x18\x0c \x01(\t\x12)\n\x1cmax_price_per_million_tokens\x18\r \x01(\x01H\x00\x88\x01\x01\x1a\x35\n\x13RequiredLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x1f\n\x1d_max_price_per_million_tokens\"F\n\x0fTtftObservation\x12\x19\n\x11predicted_ttft_ms\x18\x01 \x01(\x01\x12\x18\n\x10observed_ttft_ms\x18\x02 \x01(\x01\"J\n\x0cServedTokens\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x16\n\x0enum_new_tokens\x18\x03 \x01(\r\"\x8f\x01\n\x0cRouteRequest\x12$\n\x05query\x18\x01 \x01(\x0b\x32\x15.tandem.v1.RouteQuery\x12\x30\n\x0cobservations\x18\x02 \x03(\x0b\x32\x1a.tandem.v1.TtftObservation\x12\'\n\x06served\x18\x03 \x03(\x0b\x32\x17.tandem.v1.ServedTokens\"\xbc\x01\n\rRouteResponse\x12$\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x14.tandem.v1.WorkerRefH\x00\x88\x01\x01\x12\x19\n\x11predicted_ttft_ms\x18\x03 \x01(\x01\x12\x1f\n\x17predicted_cached_tokens\x18\x04 \x01(\r\x12\x11\n\twaited_ms\x18\x05 \x01(\x01\x42\n\n\x08_prefill\"Y\n\x0e\x45xplainRequest\x12)\n\x05query\x18\x01 \x01(\x0b\x32\x15.tandem.v1.RouteQueryH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x02 \x01(\tB\x08\n\x06_query\"\xe9\x01\n\tCandidate\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x01 \x01(\t\x12\x19\n\x11prefill_worker_id\x18\x02 \x01(\t\x12\x1d\n\x15prefill_cached_blocks\x18\x03 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_cached_blocks\x18\x04 \x01(\r\x12.\n\x05terms\x18\x05 \x03(\x0b\x32\x1f.tandem.v1.Candidate.TermsEntry\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc8\x02\n\x0f\x45xplainResponse\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12(\n\ncandidates\x18\x03 \x03(\x0b\x32\x14.tandem.v1.Candidate\x12(\n\x06\x63hosen\x18\x04 \x01(\x0b\x32\x18.tandem.v1.RouteResponse\x12:\n\x08\x65xcluded\x18\x05 \x03(\x0b\x32(.tandem.v1.ExplainResponse.ExcludedEntry\x12\x16\n\x0enum_candidates\x18\x06 \x01(\r\x12\x30\n\tadmission\x18\x07 \x01(\x0b\x32\x18.tandem.v1.AdmissionViewH\x00\x88\x01\x01\x1a/\n\rExcludedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_admission\"\x98\x01\n\rAdmissionView\x12\x0f\n\x07verdict\x18\x01 \x01(\t\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x01\x12\x15\n\rttft_bound_ms\x18\x04 \x01(\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\x01\x12\x14\n\x0c\x65rror_factor\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x15\n\x13WatchClusterRequest\"P\n\x14WatchClusterResponse\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.tandem.v1.WorkerView\x12\x10\n\x08stale_ms\x18\x02 \x01(\x04\"\x9d\x01\n\nWorkerView\x12#\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerCard\x12#\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x15.tandem.v1.WorkerBeat\x12\x14\n\x0cnum_bookings\x18\x03 \x01(\r\x12\x1a\n\x12num_indexed_blocks\x18\x04 \x01(\r\x12\x13\n\x0bindex_ready\x18\x05 \x01(\x08\x32\xe0\x01\n\rRouterService\x12:\n\x05Route\x12\x17.tandem.v1.RouteRequest\x1a\x18.tandem.v1.RouteResponse\x12@\n\x07\x45xplain\x12\x19.tandem.v1.ExplainRequest\x1a\x1a.tandem.v1.ExplainResponse\x12Q\n\x0cWatchCluster\x12\x1e.tandem.v1.WatchClusterRequest\x1a\x1f.tandem.v1.WatchClusterResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/router.proto\x12\ttandem.v1\x1a\x17tandem/v1/cluster.proto\x1a\x1atandem/v1/generation.proto\">\n\tWorkerRef\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\xda\x03\n\nRouteQuery\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12.\n\rrequest_class\x18\x06 \x01(\x0e\x32\x17.tandem.v1.RequestClass\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x18\n\x10ttft_deadline_ms\x18\x08 \x01(\r\x12\x1b\n\x13\x65xcluded_worker_ids\x18\t \x03(\t\x12\x19\n\x11pinned_worker_ids\x18\n \x03(\t\x12\x42\n\x0frequired_labels\x18\x0b \x03(\x0b\x32).tandem.v1.RouteQuery.RequiredLabelsEntry\x12\x12\n\nsession_id\x18\x0c \x01(\t\x12)\n\x1cmax_price_per_million_tokens\x18\r \x01(\x01H\x00\x88\x01\x01\x1a\x35\n\x13RequiredLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x1f\n\x1d_max_price_per_million_tokens\"F\n\x0fTtftObservation\x12\x19\n\x11predicted_ttft_ms\x18\x01 \x01(\x01\x12\x18\n\x10observed_ttft_ms\x18\x02 \x01(\x01\"J\n\x0cServedTokens\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x16\n\x0enum_new_tokens\x18\x03 \x01(\r\"\x8f\x01\n\x0cRouteRequest\x12$\n\x05query\x18\x01 \x01(\x0b\x32\x15.tandem.v1.RouteQuery\x12\x30\n\x0cobservations\x18\x02 \x03(\x0b\x32\x1a.tandem.v1.TtftObservation\x12\'\n\x06served\x18\x03 \x03(\x0b\x32\x17.tandem.v1.ServedTokens\"\xbc\x01\n\rRouteResponse\x12$\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x14.tandem.v1.WorkerRefH\x00\x88\x01\x01\x12\x19\n\x11predicted_ttft_ms\x18\x03 \x01(\x01\x12\x1f\n\x17predicted_cached_tokens\x18\x04 \x01(\r\x12\x11\n\twaited_ms\x18\x05 \x01(\x01\x42\n\n\x08_prefill\"\xb0\x01\n\x12RouteStreamRequest\x12#\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x14.tandem.v1.RouteCall\x12\x1a\n\x12\x63\x61ncelled_call_ids\x18\x02 \x03(\r\x12\x30\n\x0cobservations\x18\x03 \x03(\x0b\x32\x1a.tandem.v1.TtftObservation\x12\'\n\x06served\x18\x04 \x03(\x0b\x32\x17.tandem.v1.ServedTokens\"W\n\tRouteCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12$\n\x05query\x18\x02 \x01(\x0b\x32\x15.tandem.v1.RouteQuery\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\">\n\x13RouteStreamResponse\x12\'\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x16.tandem.v1.RouteAnswer\"\xab\x01\n\x0bRouteAnswer\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12)\n\x05route\x18\x02 \x01(\x0b\x32\x18.tandem.v1.RouteResponseH\x00\x12*\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x17.tandem.v1.RouteFailureH\x00\x12*\n\x07waiting\x18\x04 \x01(\x0b\x32\x17.tandem.v1.RouteWaitingH\x00\x42\x08\n\x06\x61nswer\"]\n\x0cRouteFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"\x0e\n\x0cRouteWaiting\"Y\n\x0e\x45xplainRequest\x12)\n\x05query\x18\x01 \x01(\x0b\x32\x15.tandem.v1.RouteQueryH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x02 \x01(\tB\x08\n\x06_query\"\xe9\x01\n\tCandidate\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x01 \x01(\t\x12\x19\n\x11prefill_worker_id\x18\x02 \x01(\t\x12\x1d\n\x15prefill_cached_blocks\x18\x03 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_cached_blocks\x18\x04 \x01(\r\x12.\n\x05terms\x18\x05 \x03(\x0b\x32\x1f.tandem.v1.Candidate.TermsEntry\x12\x0c\n\x04\x63ost\x18\x06 \x01(\x01\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc8\x02\n\x0f\x45xplainResponse\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12(\n\ncandidates\x18\x03 \x03(\x0b\x32\x14.tandem.v1.Candidate\x12(\n\x06\x63hosen\x18\x04 \x01(\x0b\x32\x18.tandem.v1.RouteResponse\x12:\n\x08\x65xcluded\x18\x05 \x03(\x0b\x32(.tandem.v1.ExplainResponse.ExcludedEntry\x12\x16\n\x0enum_candidates\x18\x06 \x01(\r\x12\x30\n\tadmission\x18\x07 \x01(\x0b\x32\x18.tandem.v1.AdmissionViewH\x00\x88\x01\x01\x1a/\n\rExcludedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_admission\"\x98\x01\n\rAdmissionView\x12\x0f\n\x07verdict\x18\x01 \x01(\t\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x01\x12\x15\n\rttft_bound_ms\x18\x04 \x01(\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\x01\x12\x14\n\x0c\x65rror_factor\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x15\n\x13WatchClusterRequest\"P\n\x14WatchClusterResponse\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.tandem.v1.WorkerView\x12\x10\n\x08stale_ms\x18\x02 \x01(\x04\"\x9d\x01\n\nWorkerView\x12#\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerCard\x12#\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x15.tandem.v1.WorkerBeat\x12\x14\n\x0cnum_bookings\x18\x03 \x01(\r\x12\x1a\n\x12num_indexed_blocks\x18\x04 \x01(\r\x12\x13\n\x0bindex_ready\x18\x05 \x01(\x08\x32\xb2\x02\n\rRouterService\x12:\n\x05Route\x12\x17.tandem.v1.RouteRequest\x1a\x18.tandem.v1.RouteResponse\x12P\n\x0bRouteStream\x12\x1d.tandem.v1.RouteStreamRequest\x1a\x1e.tandem.v1.RouteStreamResponse(\x01\x30\x01\x12@\n\x07\x45xplain\x12\x19.tandem.v1.ExplainRequest\x1a\x1a.tandem.v1.ExplainResponse\x12Q\n\x0cWatchCluster\x12\x1e.tandem.v1.WatchClusterRequest\x1a\x1f.tandem.v1.WatchClusterResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,24 +53,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTEREQUEST']._serialized_end=923
   _globals['_ROUTERESPONSE']._serialized_start=926
   _globals['_ROUTERESPONSE']._serialized_end=1114
-  _globals['_EXPLAINREQUEST']._serialized_start=1116
-  _globals['_EXPLAINREQUEST']._serialized_end=1205
-  _globals['_CANDIDATE']._serialized_start=1208
-  _globals['_CANDIDATE']._serialized_end=1441
-  _globals['_CANDIDATE_TERMSENTRY']._serialized_start=1397
-  _globals['_CANDIDATE_TERMSENTRY']._serialized_end=1441
-  _globals['_EXPLAINRESPONSE']._serialized_start=1444
-  _globals['_EXPLAINRESPONSE']._serialized_end=1772
-  _globals['_EXPLAINRESPONSE_EXCLUDEDENTRY']._serialized_start=1711
-  _globals['_EXPLAINRESPONSE_EXCLUDEDENTRY']._serialized_end=1758
-  _globals['_ADMISSIONVIEW']._serialized_start=1775
-  _globals['_ADMISSIONVIEW']._serialized_end=1927
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=1929
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=1950
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=1952
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=2032
-  _globals['_WORKERVIEW']._serialized_start=2035
-  _globals['_WORKERVIEW']._serialized_end=2192
-  _globals['_ROUTERSERVICE']._serialized_start=2195
-  _globals['_ROUTERSERVICE']._serialized_end=2419
+  _globals['_ROUTESTREAMREQUEST']._serialized_start=1117
+  _globals['_ROUTESTREAMREQUEST']._serialized_end=1293
+  _globals['_ROUTECALL']._serialized_start=1295
+  _globals['_ROUTECALL']._serialized_end=1382
+  _globals['_ROUTESTREAMRESPONSE']._serialized_start=1384
+  _globals['_ROUTESTREAMRESPONSE']._serialized_end=1446
+  _globals['_ROUTEANSWER']._serialized_start=1449
+  _globals['_ROUTEANSWER']._serialized_end=1620
+  _globals['_ROUTEFAILURE']._serialized_start=1622
+  _globals['_ROUTEFAILURE']._serialized_end=1715
+  _globals['_ROUTEWAITING']._serialized_start=1717
+  _globals['_ROUTEWAITING']._serialized_end=1731
+  _globals['_EXPLAINREQUEST']._serialized_start=1733
+  _globals['_EXPLAINREQUEST']._serialized_end=1822
+  _globals['_CANDIDATE']._serialized_start=1825
+  _globals['_CANDIDATE']._serialized_end=2058
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_start=2014
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_end=2058
+  _globals['_EXPLAINRESPONSE']._serialized_start=2061
+  _globals['_EXPLAINRESPONSE']._serialized_end=2389
+  _globals['_EXPLAINRESPONSE_EXCLUDEDENTRY']._serialized_start=2328
+  _globals['_EXPLAINRESPONSE_EXCLUDEDENTRY']._serialized_end=2375
+  _globals['_ADMISSIONVIEW']._serialized_start=2392
+  _globals['_ADMISSIONVIEW']._serialized_end=2544
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=2546
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=2567
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=2569
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=2649
+  _globals['_WORKERVIEW']._serialized_start=2652
+  _globals['_WORKERVIEW']._serialized_end=2809
+  _globals['_ROUTERSERVICE']._serialized_start=2812
+  _globals['_ROUTERSERVICE']._serialized_end=3118
 # @@protoc_insertion_point(module_scope)

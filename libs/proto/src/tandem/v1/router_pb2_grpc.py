@@ -40,6 +40,11 @@ class RouterServiceStub:
                 request_serializer=tandem_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_router__pb2.RouteResponse.FromString,
                 _registered_method=True)
+        self.RouteStream = channel.stream_stream(
+                '/tandem.v1.RouterService/RouteStream',
+                request_serializer=tandem_dot_v1_dot_router__pb2.RouteStreamRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_router__pb2.RouteStreamResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/tandem.v1.RouterService/Explain',
                 request_serializer=tandem_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
@@ -67,6 +72,17 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RouteStream(self, request_iterator, context):
+        """Many calls of Route over one stream, which costs both sides a fraction: what frontends use. Each message may hold
+        several calls, each answer names its call; an answer, or word that the call waits, comes within 1 s. What
+        concerns one call is an answer, never a status. Calls leave the queue when they are cancelled and when the stream
+        ends. Not idempotent; no deadline; ends UNAVAILABLE when the router stops, RESOURCE_EXHAUSTED past 16384 calls
+        at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """The same choice with every candidate and every term of its cost; books nothing. Idempotent;
         deadline 1 s; statuses as Route.
@@ -89,6 +105,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Route,
                     request_deserializer=tandem_dot_v1_dot_router__pb2.RouteRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_router__pb2.RouteResponse.SerializeToString,
+            ),
+            'RouteStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RouteStream,
+                    request_deserializer=tandem_dot_v1_dot_router__pb2.RouteStreamRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_router__pb2.RouteStreamResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -129,6 +150,33 @@ class RouterService:
             '/tandem.v1.RouterService/Route',
             tandem_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
             tandem_dot_v1_dot_router__pb2.RouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RouteStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tandem.v1.RouterService/RouteStream',
+            tandem_dot_v1_dot_router__pb2.RouteStreamRequest.SerializeToString,
+            tandem_dot_v1_dot_router__pb2.RouteStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

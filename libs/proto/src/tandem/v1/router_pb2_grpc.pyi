@@ -40,6 +40,13 @@ class RouterServiceStub:
     INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
     when the request would miss its deadline, UNAVAILABLE when no worker can take it.
     """
+    RouteStream: _grpc.StreamStreamMultiCallable[_router_pb2.RouteStreamRequest, _router_pb2.RouteStreamResponse]
+    """Many calls of Route over one stream, which costs both sides a fraction: what frontends use. Each message may hold
+    several calls, each answer names its call; an answer, or word that the call waits, comes within 1 s. What
+    concerns one call is an answer, never a status. Calls leave the queue when they are cancelled and when the stream
+    ends. Not idempotent; no deadline; ends UNAVAILABLE when the router stops, RESOURCE_EXHAUSTED past 16384 calls
+    at a time.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]
     """The same choice with every candidate and every term of its cost; books nothing. Idempotent;
     deadline 1 s; statuses as Route.
@@ -58,6 +65,13 @@ class RouterServiceAsyncStub(RouterServiceStub):
     than its deadline and the router's queue allow. A call that ends early leaves the queue.
     INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
     when the request would miss its deadline, UNAVAILABLE when no worker can take it.
+    """
+    RouteStream: _aio.StreamStreamMultiCallable[_router_pb2.RouteStreamRequest, _router_pb2.RouteStreamResponse]  # type: ignore[assignment]
+    """Many calls of Route over one stream, which costs both sides a fraction: what frontends use. Each message may hold
+    several calls, each answer names its call; an answer, or word that the call waits, comes within 1 s. What
+    concerns one call is an answer, never a status. Calls leave the queue when they are cancelled and when the stream
+    ends. Not idempotent; no deadline; ends UNAVAILABLE when the router stops, RESOURCE_EXHAUSTED past 16384 calls
+    at a time.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]  # type: ignore[assignment]
     """The same choice with every candidate and every term of its cost; books nothing. Idempotent;
@@ -80,6 +94,19 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         than its deadline and the router's queue allow. A call that ends early leaves the queue.
         INVALID_ARGUMENT, NOT_FOUND for a model that no worker serves, RESOURCE_EXHAUSTED with RetryInfo
         when the request would miss its deadline, UNAVAILABLE when no worker can take it.
+        """
+
+    @_abc_1.abstractmethod
+    def RouteStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_router_pb2.RouteStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.RouteStreamResponse], _abc.AsyncIterator[_router_pb2.RouteStreamResponse]]:
+        """Many calls of Route over one stream, which costs both sides a fraction: what frontends use. Each message may hold
+        several calls, each answer names its call; an answer, or word that the call waits, comes within 1 s. What
+        concerns one call is an answer, never a status. Calls leave the queue when they are cancelled and when the stream
+        ends. Not idempotent; no deadline; ends UNAVAILABLE when the router stops, RESOURCE_EXHAUSTED past 16384 calls
+        at a time.
         """
 
     @_abc_1.abstractmethod
