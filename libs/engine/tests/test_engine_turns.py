@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tandem_common.generation import Generation, RequestClass, StoppingParams
 from tandem_common.hashing import namespace_root
 from tandem_engine.api import EngineInfo
@@ -29,8 +31,9 @@ INFO = EngineInfo(
 class Engine:
     """A scheduler whose tokens cost nothing; notes in which order prompts were finished."""
 
-    def __init__(self) -> None:
-        self.scheduler = Scheduler(INFO, BlockPool(INFO.num_blocks, INFO.block_size))
+    def __init__(self, max_step_tokens: int = CHUNK) -> None:
+        info = replace(INFO, max_step_tokens=max_step_tokens)
+        self.scheduler = Scheduler(info, BlockPool(info.num_blocks, info.block_size))
         self.finished: list[str] = []
         self._next_token = 0
 
@@ -75,6 +78,21 @@ def test_a_short_prompt_is_computed_between_the_chunks_of_a_long_one() -> None:
     assert engine.finished == ["short"]
 
 
+def test_a_step_that_ends_a_prompt_is_not_filled_up_with_a_long_one() -> None:
+    engine = Engine(max_step_tokens=2048)
+    engine.submit("long", 4000)
+    engine.step()
+    engine.submit("short", 100)
+    engine.submit("other", 200)
+    rows = engine.step().sequences
+    # 512 tokens keep a processor busy.
+    assert [(row.request_id, row.num_new_tokens) for row in rows] == [
+        ("short", 100),
+        ("other", 200),
+        ("long", 212),
+    ]
+
+
 def test_equal_prompts_are_computed_in_order_of_arrival() -> None:
     engine = Engine()
     for number in range(5):
@@ -113,3 +131,22 @@ def test_what_waits_for_the_end_of_a_step_is_counted_as_queued() -> None:
     # Of each prompt one chunk comes after tokens: two chunks after one and two, and one after one.
     assert held.queued_prefill_context == CHUNK * (CHUNK + 2 * CHUNK) + CHUNK * CHUNK
     assert held.num_waiting == 1
+
+
+def test_it_is_told_which_prompts_a_newcomer_passes() -> None:
+    engine = Engine()
+    engine.submit("long", 40 * CHUNK)
+    engine.submit("batch", CHUNK, batch=True)
+    engine.step()
+    batch, long = take_snapshot(engine.scheduler).passable
+    assert (batch.tokens, long.tokens) == (CHUNK, 39 * CHUNK)
+    assert batch.below_tokens > 10**9
+    # What the newcomers must be shorter than: that they are passed if they are, and wait if they are not.
+    for num_tokens, first in ((long.below_tokens - 1, "newcomer"), (long.below_tokens + 1, "long")):
+        rival = Engine()
+        rival.submit("long", 40 * CHUNK)
+        rival.submit("batch", CHUNK, batch=True)
+        rival.step()
+        rival.submit("newcomer", num_tokens)
+        rival.run()
+        assert rival.finished[0] == first
