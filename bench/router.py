@@ -41,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "router.json"
 CHAIN = 512  # blocks of a prompt of 8,192 tokens
 BLOCK_SIZE = 16
+# Between two decisions: 64 workers of this bench can serve no more prompts, and crowding is priced by that.
+GAP_S = 0.025
 
 
 def resident_bytes() -> int:
@@ -139,17 +141,17 @@ def measure_choose(world: World, num_decisions: int) -> dict[str, float]:
             max_tokens=256,
             cached_blocks=cached,
             tie_break=number * 7919,
-            now_ms=float(number),
+            now_ms=1000 * number * GAP_S,
         )
         decision = policy.choose(query, world.cluster.view, ROUTE_LIMITS)
         ended = clock()
         wall_us.append((time.perf_counter_ns() - began) / 1000)
-        world.cluster.book(query, decision, number * 1e-3)
+        world.cluster.book(query, decision, number * GAP_S)
         booked = clock()
         if number % 100 == 99:
-            world.cluster.observe(world.records, number * 1e-3)
+            world.cluster.observe(world.records, number * GAP_S)
             world.cluster.bookings.expire(1e12 + number)
-            world.cluster.observe(world.records, number * 1e-3)
+            world.cluster.observe(world.records, number * GAP_S)
             policy.prepare(world.cluster.view)
         match_us.append((matched - started) / 1000)
         choose_us.append((ended - matched) / 1000)

@@ -185,13 +185,14 @@ def _candidate(item: _Weighed, query: Query) -> Candidate:
     terms = {
         "queue": computing.terms.queue,
         "prefill": computing.terms.prefill,
-        **({} if local else {"ship": item.ship}),
         "room": decode.terms.room,
         "decode": decode.terms.decode,
         "stall": computing.terms.stall,
         "followers": computing.terms.followers,
         "neighbours": decode.terms.neighbours,
     }
+    if not local:
+        terms["ship"] = item.ship
     return Candidate(
         decode=decode.worker,
         prefill=None if local else computing.worker,

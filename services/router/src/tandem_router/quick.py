@@ -75,14 +75,12 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
                         best, found = cost, (p, d)
                         most = best - floors[d]
 
-    if decode_costs[first] + works.least_local(table) < best:
-        floors = works.local_floors(table, decode_costs)
-        for d in order:
-            if floors[d] < best and d != first:
-                num_candidates += 1
-                cost = decode_costs[d] + works.price(table.local_rows[d])
-                if cost < best:
-                    best, found = cost, (None, d)
+    for d in works.local_choices(table, decode_costs, order, best):
+        if d != first:
+            num_candidates += 1
+            cost = decode_costs[d] + works.price(table.local_rows[d])
+            if cost < best:
+                best, found = cost, (None, d)
     p_found, d_found = found
     return Found(
         table.prefill[p_found] if p_found is not None else None, table.decode[d_found], num_candidates
@@ -131,29 +129,30 @@ class _Works:
     def prices(self, table: PoolTable) -> list[float]:
         """On each worker that prefills for others."""
         rows = table.prefill_rows
-        if table.step_tokens is None:
+        if table.step_tokens is None or not table.is_plain:
             costs = [self.price(row) for row in rows]
         else:
             tokens, steps, products = self._work(table.step_tokens, 0)
-            crowding = self._crowding
+            crowding, now_ms, length = self._crowding, self._now_ms, self._length
             # As `price`, without calls.
-            now_ms, length = self._now_ms, self._length
-            costs = []
-            for row in rows:
-                _, stays, gone_ms, passed, _, step_factor, token_factor, context_factor, stalled = row
-                if passed[length]:
-                    costs.append(self.price(row))
-                    continue
-                queue, gone = stays[length], gone_ms[length]
-                if gone > now_ms:
-                    queue += gone - now_ms
-                stepping = steps * step_factor
-                shared = tokens * token_factor + products * context_factor
-                own = stepping + shared / stalled
-                costs.append(queue + stepping + shared + crowding * own * (queue + own / 2))
-            for worker_id in itertools.chain(self.cached, self._idle_ids):
-                p = table.prefill_position.get(worker_id)
-                if p is not None:
+            queues = [
+                stays[length] + (gone_ms[length] - now_ms if gone_ms[length] > now_ms else 0.0)
+                for _, stays, gone_ms, _, _, _, _, _, _ in rows
+            ]
+            owns = [
+                steps * step_factor + tokens * token_factor + products * context_factor
+                for _, _, _, _, _, step_factor, token_factor, context_factor, _ in rows
+            ]
+            costs = [
+                queue + own + crowding * own * (queue + own / 2)
+                for queue, own in zip(queues, owns, strict=True)
+            ]
+            position = table.prefill_position.get
+            for worker_id in self._idle_ids:
+                if (p := position(worker_id)) is not None:
+                    costs[p] = queues[p] + owns[p]
+            for worker_id in self.cached:
+                if (p := position(worker_id)) is not None:
                     costs[p] = self.price(rows[p])
         self._most_steps = max((work.num_steps for work in self._known.values()), default=1)
         self._longest = max(costs, default=0.0)
@@ -182,13 +181,19 @@ class _Works:
                 )
         return floors
 
-    def least_local(self, table: PoolTable) -> float:
-        """At most what computing the prompt on any decode worker costs."""
-        most_cached = min(max(self.cached.values(), default=0), self._max_cached) * self._block_size
-        num_tokens = self._num_tokens - most_cached
-        crowding = 0.0 if self._idle_ids else self._crowding
-        followers = followers_ms(0.0, num_tokens * table.least_own_factor, crowding)
-        return num_tokens * table.least_token_factor + followers
+    def local_choices(
+        self, table: PoolTable, decode_costs: Sequence[float], order: Sequence[int], best: float
+    ) -> list[int]:
+        """Decode workers on which local prefill may cost less than `best`, in this order."""
+        some_idle = not self._idle_ids.isdisjoint(table.decode_position)
+        crowding = 0.0 if some_idle else self._crowding
+        followers = followers_ms(0.0, self._num_tokens * table.least_own_factor, crowding)
+        if min(decode_costs) + self._num_tokens * table.least_token_factor + followers < best:
+            floors = self.local_floors(table, decode_costs)
+            return [d for d in order if floors[d] < best]
+        # Only who holds a part of the prompt.
+        position = table.decode_position.get
+        return sorted(d for worker_id in self.cached if (d := position(worker_id)) is not None)
 
     def local_floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
         """At most what local prefill costs: without steps, context and the part of the queue that drains."""

@@ -23,7 +23,6 @@ from tandem_common.speed import PrefillSpeed
 
 from tandem_router.cost import (
     LENGTH_CLASSES,
-    Queue,
     interleaved_ms,
     neighbours_of,
     prompt_tokens_per_step,
@@ -133,6 +132,7 @@ class PoolTable:
                 table.prefill[p], table.prefill_rows[p] = worker, row.prefill
                 if row.prefill[4] != table.step_tokens:
                     table.step_tokens = None
+                table.is_plain = table.is_plain and _is_plain(row.prefill)
             if d is not None and row.decode is not None:
                 table.decode[d], table.local_rows[d], table.decode_rows[d] = worker, row.prefill, row.decode
                 table.least_room = min(table.least_room, row.decode[2])
@@ -147,6 +147,7 @@ class PoolTable:
         """Note what makes most of a search superfluous. A booking may leave minima too low, until the next beats."""
         steps = {step_tokens for _, _, _, _, step_tokens, _, _, _, _ in self.prefill_rows}
         self.step_tokens = steps.pop() if len(steps) == 1 else None  # of all that prefill for others
+        self.is_plain = all(map(_is_plain, self.prefill_rows))
         self.least_room = min((room for _, _, room, _, _ in self.decode_rows), default=-1)
         factors = [(factor, factor / stalled) for _, _, _, _, _, _, factor, _, stalled in self.local_rows]
         self.least_token_factor = min((shared for shared, _ in factors), default=0.0)
@@ -226,12 +227,9 @@ def _row(worker: WorkerView, common: _Common, link: Sequence[float] | None) -> R
         return None
     interleaved = interleaved_ms(decode, load)
     stalled = 1 + neighbours_of(facts, load)
-    queues = _queues(worker, prefill, interleaved)
     prefill_row = (
         facts.worker_id,
-        tuple(queue.total - queue.draining for queue in queues),
-        tuple(worker.seen_ms + queue.draining for queue in queues),
-        tuple(queue.num_passed for queue in queues),
+        *_queue_factors(worker, prefill, interleaved),
         prompt_tokens_per_step(facts, load),
         prefill.a_ms + interleaved,
         prefill.b_ms * stalled,
@@ -259,12 +257,27 @@ def _row(worker: WorkerView, common: _Common, link: Sequence[float] | None) -> R
     )
 
 
-def _queues(worker: WorkerView, speed: PrefillSpeed, interleaved: float) -> list[Queue]:
-    """By length class."""
+def _is_plain(row: PrefillRow) -> bool:
+    """Whether a prompt computed there stalls nobody and passes nobody."""
+    _, _, _, passed, _, _, _, _, stalled = row
+    return stalled == 1 and not any(passed)
+
+
+def _queue_factors(
+    worker: WorkerView, speed: PrefillSpeed, interleaved: float
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+    """By length class what stays, when the rest is gone, and how many are passed."""
     facts, load = worker.facts, worker.load
     if not load.passable:
-        return [queue_of(facts, load, speed, interleaved)] * len(LENGTH_CLASSES)
-    return [queue_of(facts, load, speed, interleaved, length) for length in LENGTH_CLASSES]
+        total, draining, _ = queue_of(facts, load, speed, interleaved)
+        num = len(LENGTH_CLASSES)
+        return (total - draining,) * num, (worker.seen_ms + draining,) * num, (0,) * num
+    queues = [queue_of(facts, load, speed, interleaved, length) for length in LENGTH_CLASSES]
+    return (
+        tuple([total - draining for total, draining, _ in queues]),
+        tuple([worker.seen_ms + draining for _, draining, _ in queues]),
+        tuple([num_passed for _, _, num_passed in queues]),
+    )
 
 
 def _best_link(worker: WorkerView, common: _Common) -> Link:
