@@ -5,16 +5,15 @@
                                      [--vllm-python VENV/bin/python] [--device cuda --models 8b]
 
 Each engine is a process of its own. Every cell is run once on each engine to warm it up, then in each repeat on each
-engine in turn for at least a second, with prompts nobody has seen. Cells whose keys and values, held by every engine at
-once, would not fit
-into the free memory come last: there one engine after the other is started, and a single run counts. Prints medians of
-tokens/s, the median as a share of what the machine's product rate or read bandwidth allows, and the ratio to the faster
-vLLM; writes bench/results/engine.json, or adds to it with --add.
+engine in turn for at least a second, with prompts nobody has seen; a turn that other processes disturbed is repeated.
+Cells whose keys and values, held by every engine at once, would not fit into the free memory come last: there one
+engine after the other is started, and a single turn counts. Prints medians of tokens/s, the median as a share of what the
+machine's product rate or read bandwidth allows, and the ratio to the faster vLLM; writes bench/results/engine.json, or
+adds to it with --add.
 
-How long: on two cores with bfloat16 products of 400 GFLOP/s the 16 M model takes about 8 minutes with all four
-engines. Of the 0.6B model prefill takes about 5, decode at context 32 about 6, and at context 1,024
-about 6 for each engine, nearly all of it the prompts of 64 sequences: give such cells by name, one engine at
-a time, with --add.
+How long: on two quiet cores with bfloat16 products of 400 GFLOP/s the 16 M model takes about 8 minutes with all four
+engines. Of the 0.6B model prefill takes about 5, decode at context 32 about 6, and at context 1,024 about 6 for
+each engine, nearly all of it the prompts of 64 sequences: give such cells by name, one engine at a time, with --add.
 
 vLLM needs an environment of its own, with torch of exactly the version that the wheel was built for:
 
@@ -42,7 +41,7 @@ from typing import Any
 from engine_cells import CELLS, Cell
 from engine_models import SHAPES, Shape, write_model
 from engine_process import ENGINES, EngineOptions, EngineProcess
-from machine import describe_machine, free_bytes
+from machine import Disturbance, describe_machine, free_bytes
 from machine_limits import MachineLimits, measure_limits
 from rich.console import Console
 from rich.table import Table
@@ -55,6 +54,9 @@ ROOM = 0.7
 SLACK_BYTES = 64 << 20
 # What a turn takes at least.
 TURN_S = 1.0
+# A turn is repeated, so many times at most, when other processes used more than this of a core meanwhile.
+DISTURBED_CORES = 0.1
+MOST_TRIES = 4
 
 
 def measure(
@@ -62,11 +64,10 @@ def measure(
 ) -> None:
     """Run every cell on every engine, the engines taking turns; adds to `rates`."""
     for cell in cells:
-        for repeat in range(repeats):
+        for _ in range(repeats):
             for engine, process in processes.items():
-                rate = _turn(shape, cell, process)
+                rate = _turn(shape, cell, engine, process)
                 rates.setdefault(cell.name, {}).setdefault(engine, []).append(rate)
-                print(f"{shape.name} {cell.name} {engine} {repeat}: {rate:.1f}", flush=True)
 
 
 def measure_model(
@@ -98,14 +99,24 @@ def measure_model(
     return rates, loads
 
 
-def _turn(shape: Shape, cell: Cell, process: EngineProcess) -> float:
-    """One engine's tokens per second: the median of as many runs as fit into a second, so that short ones count too."""
-    rates: list[float] = []
-    until = time.perf_counter() + TURN_S
-    while not rates or time.perf_counter() < until:
-        prompts = [_prompt(shape, cell.prompt_tokens) for _ in range(cell.num_sequences)]
-        rates.append(cell.tokens_per_s(*process.run(prompts, cell.max_tokens)))
-    return median(rates)
+def _turn(shape: Shape, cell: Cell, engine: str, process: EngineProcess) -> float:
+    """One engine's tokens per second: the median of as many runs as fit into a second, so that short ones count too.
+
+    When other processes took part of the cores meanwhile, it is its turn again, a few times at most; the least
+    disturbed one counts.
+    """
+    turns: list[tuple[float, float]] = []  # part of a core that others used, tokens per second
+    while not turns or (min(turns)[0] > DISTURBED_CORES and len(turns) < MOST_TRIES):
+        disturbance = Disturbance([process.pid])
+        rates: list[float] = []
+        until = time.perf_counter() + TURN_S
+        while not rates or time.perf_counter() < until:
+            prompts = [_prompt(shape, cell.prompt_tokens) for _ in range(cell.num_sequences)]
+            rates.append(cell.tokens_per_s(*process.run(prompts, cell.max_tokens)))
+        turns.append((disturbance.cores(), median(rates)))
+    others, rate = min(turns)
+    print(f"{shape.name} {cell.name} {engine}: {rate:.1f}, others used {others:.2f} cores", flush=True)
+    return rate
 
 
 def _prompt(shape: Shape, length: int) -> list[int]:

@@ -50,6 +50,11 @@ class EngineProcess:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the process, all of whose threads are the engine's."""
+        return self._process.pid
+
     def run(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, float, float]:
         """Seconds until all had their first token, until the first had its last, and the tokens in between."""
         assert self._process.stdin is not None

@@ -13,8 +13,8 @@
 #include "team.h"
 
 enum {
-    BLOCK_ROWS = 16 * MAX_ROWS, /* whose products with a tile are held at a time */
-    PIECE_ROWS = 4 * MAX_ROWS,  /* fewer are not worth reading a tile again */
+    BLOCK_ROWS = 16 * MAX_ROWS, /* whose products with a tile are held at a time; fewer are not worth a piece */
+    PIECES = 16,                /* of a product, for each thread: all end at about the same time */
 };
 
 /* One layer. Norms have float weights and are null where the family has none. */
@@ -83,14 +83,14 @@ static void add(const struct model *m, number *x, number *delta, const float *af
     for (int64_t i = 0; i < m->hidden; i += LANES) store(x + i, load(x + i) + load(delta + i));
 }
 
-/* How the products of a weight with rows are shared out: pieces of one tile by `rows` rows. With many tiles a piece has
- * all rows, so that a weight is read once; with few there are more pieces than threads all the same. */
+/* How the products of a weight with rows are shared out: pieces of one tile by `rows` rows. Few rows are one piece, so
+ * that a weight is read once. */
 struct pieces {
     int64_t count, rows;
 };
 
 static struct pieces pieces_of(const struct team *team, int64_t tiles, int64_t rows) {
-    int64_t parts = (4 * team->size + tiles - 1) / tiles, most = (rows + PIECE_ROWS - 1) / PIECE_ROWS;
+    int64_t parts = (PIECES * team->size + tiles - 1) / tiles, most = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     parts = parts < most ? parts : most;
     struct pieces pieces = {.rows = (rows + parts - 1) / parts};
     pieces.count = tiles * ((rows + pieces.rows - 1) / pieces.rows);
