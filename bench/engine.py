@@ -7,9 +7,9 @@
 Each engine is a process of its own. Every cell is run once on each engine to warm it up, then in each repeat on each
 engine in turn for at least a second, with prompts nobody has seen; a turn that other processes disturbed is repeated.
 Cells whose keys and values, held by every engine at once, would not fit into the free memory come last: there one
-engine after the other is started, and a single turn counts. Prints medians of tokens/s, the median as a share of what the
-machine's product rate or read bandwidth allows, and the ratio to the faster vLLM; writes bench/results/engine.json, or
-adds to it with --add.
+engine after the other is started, and a single turn counts. Prints medians of tokens/s, the median as a share of what
+the product rate or the read bandwidth of the machine allows, and the ratio to the faster vLLM; writes
+bench/results/engine.json, or adds to it with --add.
 
 How long: on two quiet cores with bfloat16 products of 400 GFLOP/s the 16 M model takes about 8 minutes with all four
 engines. Of the 0.6B model prefill takes about 5, decode at context 32 about 6, and at context 1,024 about 6 for
