@@ -21,7 +21,10 @@ from tandem_sim.scenario import RouterSetting, Scenario, Targets, WorkerGroup
 from tandem_sim.simulation import Simulation
 from tandem_sim.synthetic import CHAT_ONLY, poisson
 
-WORKERS = (WorkerGroup(role="prefill", count=2), WorkerGroup(role="decode", count=2))
+WORKERS = (
+    WorkerGroup(role="prefill", count=2, max_step_tokens=2048),
+    WorkerGroup(role="decode", count=2, max_step_tokens=512),
+)
 TARGETS = Targets()
 SCENARIO = Scenario(workers=WORKERS, block_size=64, targets=TARGETS, with_planner=False)
 SECONDS = 60.0

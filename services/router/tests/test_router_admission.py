@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from router_fakes import busy, decode_worker, make_query, prefill_worker, queued, view_of
+from router_fakes import busy, decode_worker, make_query, make_worker, prefill_worker, queued, view_of
 from tandem_common.generation import RequestClass
 from tandem_router.admission import (
     AdmissionRules,
@@ -17,7 +17,7 @@ from tandem_router.admission import (
 )
 from tandem_router.policies import LeastLoaded, Predictive
 from tandem_router.query import ROUTE_LIMITS, Decision, Query
-from tandem_router.view import WorkerView
+from tandem_router.view import WorkerRole, WorkerView
 
 RULES = AdmissionRules(max_worker_queue_ms=500)
 
@@ -51,8 +51,11 @@ def test_a_request_that_would_miss_its_deadline_is_refused_with_the_time_to_come
     query = make_query(4000, ttft_deadline_ms=300)
     judged = judge(query, *far_behind())
     assert judged.verdict is Verdict.REFUSE
-    excess = judged.ttft_bound_ms - 300
-    assert excess <= judged.retry_after_ms <= 1.25 * excess + 1
+    terms = decide(query, *far_behind()).chosen.terms
+    ahead = terms["queue"] + terms["room"]
+    assert ahead - 1 <= judged.retry_after_ms <= 1.25 * ahead + 1
+    later = judge(query, *far_behind(), drain_ms=5000.0)
+    assert ahead + 5000 - 1 <= later.retry_after_ms <= 1.25 * (ahead + 5000) + 1
     assert judge(query, prefill_worker("p"), decode_worker("d")).verdict is Verdict.REFUSE
     assert judge(make_query(1000, ttft_deadline_ms=300), prefill_worker("p"), decode_worker("d")).verdict is (
         Verdict.START
@@ -63,6 +66,19 @@ def test_predictions_that_were_too_low_lately_refuse_earlier() -> None:
     query = make_query(1000, ttft_deadline_ms=300)
     idle = (prefill_worker("p"), decode_worker("d"))
     assert judge(query, *idle, error_factor=5.0).verdict is Verdict.REFUSE
+
+
+def test_batch_prompts_are_not_computed_beside_sequences_that_decode_elsewhere_to_be_spared() -> None:
+    batch = make_query(400, request_class=RequestClass.BATCH)
+    rules = AdmissionRules(interactive_itl_ms=30.0)
+    for load, can_start in ((busy(5), False), (busy(0), True)):
+        decode = decode_worker("d", load=load)
+        local = decide(batch, decode)
+        assert local.chosen.prefill is None
+        assert rules.can_start(batch, local) is can_start
+        # An aggregated worker has no other place for it.
+        assert rules.can_start(batch, decide(batch, make_worker("b", WorkerRole.BOTH, load=load)))
+        assert rules.can_start(make_query(400), local)
 
 
 def test_batch_work_leaves_room_for_interactive_work() -> None:

@@ -16,7 +16,9 @@ from zlib import crc32
 
 from tandem_common.generation import RequestClass
 
+from tandem_router.cost import prompt_tokens_per_step
 from tandem_router.query import Decision, Query
+from tandem_router.view import WorkerRole
 
 _MIN_SAMPLES = 16
 _MIN_FACTOR, _MAX_FACTOR = 0.1, 100.0
@@ -80,6 +82,11 @@ class AdmissionRules:
         step_ms = (
             speed.step_ms(load.num_sequences + 1, load.decode_kv_tokens + query.num_tokens) if speed else 0.0
         )
+        if chosen.prefill is None and chosen.decode.facts.role is WorkerRole.DECODE and load.num_sequences:
+            # Computing it there would stretch steps of sequences that were sent there to be spared that.
+            per_step = prompt_tokens_per_step(chosen.decode.facts, load)
+            num_uncached = query.num_tokens - chosen.predicted_cached_tokens
+            step_ms += chosen.terms.get("prefill", 0.0) / max(1, -(-num_uncached // per_step))
         filled_ms = ahead_ms + chosen.terms.get("prefill", 0.0)
         # A prompt longer than the share is taken when nothing is ahead of it: it would fit nowhere else either.
         fits = filled_ms <= self.interactive_ttft_ms / 2 or ahead_ms == 0.0
