@@ -194,6 +194,64 @@ def measure_events(num_blocks: int) -> float:
     return num_applied / (time.perf_counter() - started)
 
 
+Rows = list[tuple[str, str, str]]
+
+
+def choices(num_decisions: int, repeats: int, *, large: bool) -> tuple[dict[str, object], Rows]:
+    """Decisions, and the memory of the index that they look into."""
+    worlds = [("64 workers, 1 M blocks", 64, 1_000_000, "p50 ≤ 150 µs, p99 ≤ 500 µs")]
+    if large:
+        worlds.append(("1,024 workers, 10 M blocks", 1024, 10_000_000, "p99 ≤ 2 ms"))
+    results: dict[str, object] = {}
+    rows: Rows = []
+    for name, num_workers, num_blocks, target in worlds:
+        world = World(num_workers, num_blocks)
+        measured = [measure_choose(world, num_decisions) for _ in range(repeats)]
+        middle = {key: median(one[key] for one in measured) for key in measured[0]}
+        results[name] = {
+            "bytes_per_block": round(world.bytes_per_block, 1),
+            "median": middle,
+            "all": measured,
+        }
+        rows.append((f"choose, {name}", _shown(middle), target))
+        rows.append((f"index, {name}", f"{world.bytes_per_block:.0f} bytes per block", "≤ 120"))
+        del world
+        gc.collect()
+    return results, rows
+
+
+def events_and_memory(repeats: int) -> tuple[dict[str, object], Rows]:
+    """Block events applied, and what Redis takes."""
+    events = [measure_events(640_000) for _ in range(repeats)]
+    memory = measure_redis_memory(1_000_000)
+    held, streamed = memory["snapshot_mib_per_million"], memory["stream_mib_per_million"]
+    return {"kv_event_blocks_per_s": [round(one) for one in events], "redis_memory": memory}, [
+        ("KV events applied", f"{median(events):,.0f} blocks/s", "≥ 200,000"),
+        ("Redis, per million blocks", f"{held} MiB held, {streamed} MiB of events", "stated"),
+    ]
+
+
+def routes(rate: float, duration_s: float, repeats: int) -> tuple[dict[str, object], Rows]:
+    """Calls to a router process."""
+    route, refusals = asyncio.run(measure_route(rate, duration_s, repeats))
+    middle = {key: median(one[key] for one in route) for key in route[0]}
+    return {"route": route, "refusals": refusals}, [
+        (
+            f"Route at {middle['rate']:.0f} requests/s",
+            (
+                f"p50 {middle['p50_ms']:.2f} ms, p99 {middle['p99_ms']:.2f} ms, "
+                f"router {middle['router_cpu_share']:.0%} of a core"
+            ),
+            "p50 ≤ 1 ms",
+        ),
+        (
+            f"refusal at {refusals['rate']:.0f} requests/s",
+            f"p50 {refusals['p50_ms']:.2f} ms, p99 {refusals['p99_ms']:.2f} ms",
+            "≤ 50 ms",
+        ),
+    ]
+
+
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(
@@ -205,69 +263,22 @@ def main() -> None:
     )
     parser.add_argument("--rate", type=float, default=500.0, help="Route calls per second")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="choose,events,route", help="parts to measure")
     options = parser.parse_args()
-    num_decisions = 500 if options.quick else 5000
+    parts: dict[str, Callable[[], tuple[dict[str, object], Rows]]] = {
+        "choose": lambda: choices(
+            500 if options.quick else 5000, options.repeats, large=not options.no_large
+        ),
+        "events": lambda: events_and_memory(options.repeats),
+        "route": lambda: routes(options.rate, 2.0 if options.quick else 10.0, options.repeats),
+    }
     results: dict[str, object] = {"machine": describe_machine()}
-    rows: list[tuple[str, str, str]] = []
-
-    worlds: list[tuple[str, int, int, str, Callable[[dict[str, float]], str]]] = [
-        ("64 workers, 1 M blocks", 64, 1_000_000, "p50 ≤ 150 µs, p99 ≤ 500 µs", _shown),
-    ]
-    if not options.no_large:
-        worlds.append(("1,024 workers, 10 M blocks", 1024, 10_000_000, "p99 ≤ 2 ms", _shown))
-    for name, num_workers, num_blocks, target, shown in worlds:
-        world = World(num_workers, num_blocks)
-        measured = [measure_choose(world, num_decisions) for _ in range(options.repeats)]
-        middle = {key: median(one[key] for one in measured) for key in measured[0]}
-        results[name] = {
-            "bytes_per_block": round(world.bytes_per_block, 1),
-            "median": middle,
-            "all": measured,
-        }
-        rows.append((f"choose, {name}", shown(middle), target))
-        rows.append((f"index, {name}", f"{world.bytes_per_block:.0f} bytes per block", "≤ 120"))
-        del world
-        gc.collect()
-
-    events = [measure_events(640_000) for _ in range(options.repeats)]
-    results["kv_event_blocks_per_s"] = [round(one) for one in events]
-    rows.append(("KV events applied", f"{median(events):,.0f} blocks/s", "≥ 200,000"))
-
-    memory = measure_redis_memory(1_000_000)
-    results["redis_memory"] = memory
-    rows.append(
-        (
-            "Redis, per million blocks",
-            f"{memory['snapshot_mib_per_million']} MiB held, {memory['stream_mib_per_million']} MiB of events",
-            "stated",
-        )
-    )
-
-    route, refusals = asyncio.run(
-        measure_route(options.rate, 2.0 if options.quick else 10.0, options.repeats)
-    )
-    results["route"], results["refusals"] = route, refusals
-    middle_ms = median(one["p50_ms"] for one in route)
-    last_ms = median(one["p99_ms"] for one in route)
-    reached = median(one["rate"] for one in route)
-    cpu = median(one["router_cpu_share"] for one in route)
-    rows.append(
-        (
-            f"Route RPC at {reached:.0f} requests/s",
-            f"p50 {middle_ms:.2f} ms, p99 {last_ms:.2f} ms, router {cpu:.0%} of a core",
-            "p50 ≤ 1 ms",
-        )
-    )
-    rows.append(
-        (
-            f"refusal at {refusals['rate']:.0f} requests/s",
-            f"p50 {refusals['p50_ms']:.2f} ms, p99 {refusals['p99_ms']:.2f} ms",
-            "≤ 50 ms",
-        )
-    )
     table = Table("measured", "figure", "to reach")
-    for row in rows:
-        table.add_row(*row)
+    for name in options.only.split(","):
+        measured, rows = parts[name]()
+        results |= measured
+        for row in rows:
+            table.add_row(*row)
     Console(width=120).print(table)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
