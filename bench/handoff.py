@@ -6,7 +6,8 @@ Two processes with real engines' pools, transports, leases, tickets and checksum
 1, 16 and 256 MiB over shared memory and TCP take turns with a plain copy of as many bytes between two buffers of this
 process, and with a bare loop of `sock_sendall` here and `sock_recv_into` there. All of them walk through 512 MiB, so
 that nothing is in a cache. "Alone" is one handoff from the call to its acknowledgement; "in a row" is four at a time,
-as a busy worker has them. Prints a table of medians and writes bench/results/handoff.json.
+as a busy worker has them; a "bare trip" is a byte there and back: what waking the other process costs here. Prints a
+table of medians and writes bench/results/handoff.json.
 """
 
 from __future__ import annotations
@@ -152,12 +153,19 @@ class Plain:
         ctypes.memmove(target, source, num_bytes)
         return time.perf_counter() - started
 
+    async def trip(self, num_bytes: int) -> float:
+        """Seconds until the other end has got one byte, whatever the size, and said so."""
+        return await self._send(self._pool[:1])
+
     async def send(self, num_bytes: int) -> float:
         """Seconds until the other end has everything and said so."""
         start = self._walk.take(num_bytes) * num_bytes
-        loop, view = asyncio.get_running_loop(), self._pool[start : start + num_bytes]
+        return await self._send(self._pool[start : start + num_bytes])
+
+    async def _send(self, view: memoryview) -> float:
+        loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        await loop.sock_sendall(self._sock, num_bytes.to_bytes(8, "little"))
+        await loop.sock_sendall(self._sock, len(view).to_bytes(8, "little"))
         await loop.sock_sendall(self._sock, view)
         await loop.sock_recv(self._sock, 1)
         return time.perf_counter() - started
@@ -190,6 +198,7 @@ async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[flo
         "copy": plain.copy,
         "shm alone": by_shm.one,
         "shm in a row": by_shm.in_a_row,
+        "bare trip": plain.trip,
         "bare TCP": plain.send,
         "tcp alone": by_tcp.one,
         "tcp in a row": by_tcp.in_a_row,
@@ -247,12 +256,14 @@ def report(seconds: dict[int, dict[str, list[float]]]) -> None:
                 str(size),
                 way,
                 f"{took * 1e3:.2f} ({min(samples) * 1e3:.2f}–{max(samples) * 1e3:.2f})",
-                f"{size * MIB / took / 1e9:.1f}",
-                f"{limit / took:.0%}",
-                f"{(took - limit) * 1e3:+.2f}",
+                *(("", "", "") if way == "bare trip" else _against(limit, took, size * MIB)),
             )
         table.add_section()
     Console(width=100).print(table)
+
+
+def _against(limit_s: float, took_s: float, num_bytes: int) -> tuple[str, str, str]:
+    return f"{num_bytes / took_s / 1e9:.1f}", f"{limit_s / took_s:.0%}", f"{(took_s - limit_s) * 1e3:+.2f}"
 
 
 def main() -> None:

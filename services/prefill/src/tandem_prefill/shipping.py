@@ -33,17 +33,19 @@ class Shipping:
 
     async def ship(self, first_block: int, end_block: int) -> None:
         """Return when the decode worker has blocks [first_block, end_block); Unavailable when that cannot be."""
-        chunks = [
-            self._ship_chunk(start, min(self._num_chunk_blocks, end_block - start))
-            for start in range(first_block, end_block, self._num_chunk_blocks)
-        ]
-        # All of them are waited for, also when one fails: what is in flight is never torn.
-        for outcome in await asyncio.gather(*chunks, return_exceptions=True):
-            if isinstance(outcome, TandemError):
-                _log.warning("blocks could not be shipped", code=outcome.code.name, error=outcome.message)
-                raise Unavailable("the blocks could not be shipped") from outcome
-            if isinstance(outcome, BaseException):
-                raise outcome
+        starts = range(first_block, end_block, self._num_chunk_blocks)
+        chunks = [self._ship_chunk(start, min(self._num_chunk_blocks, end_block - start)) for start in starts]
+        try:
+            if len(chunks) == 1:
+                await chunks[0]
+                return
+            # All of them are waited for, also when one fails: what is in flight is never torn.
+            for outcome in await asyncio.gather(*chunks, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except TandemError as error:
+            _log.warning("blocks could not be shipped", code=error.code.name, error=error.message)
+            raise Unavailable("the blocks could not be shipped") from error
 
     async def _ship_chunk(self, first_block: int, num_blocks: int) -> None:
         worker, info = self._worker, self._worker.engine.info
