@@ -11,7 +11,7 @@ from tandem_engine.config import EngineConfig
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.simulated import SimulatedRunner
 from tandem_engine.simulated.running_state import STATE_BYTES
-from tandem_worker.metrics import RECEIVED_BYTES
+from tandem_worker.metrics import RECEIVED_BYTES, RECEIVED_CHUNKS
 from worker_harness import BLOCK_SIZE, generate, generation, running_worker
 
 
@@ -37,6 +37,24 @@ async def test_a_handoff_gives_the_tokens_of_a_local_run(
         assert remote.started.prefill_worker_id == by.worker_id
         assert remote.started.num_cached_tokens == 0
         for worker in (prefill, decode, both):
+            await worker.assert_quiet()
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+async def test_a_handoff_of_many_chunks_is_whole(
+    redis_url: str, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem_worker.receiving.CHUNK_BYTES", 3 * BLOCK_SIZE * STATE_BYTES)
+    async with (
+        running_worker(redis_url, "prefill", transports=(transport,), max_step_tokens=1000) as prefill,
+        running_worker(redis_url, "decode", transports=(transport,)) as decode,
+        running_worker(redis_url, "both") as both,
+    ):
+        before = RECEIVED_CHUNKS.labels("copied")._value.get()
+        log = await generate(decode, generation(500), await prefill.ref())
+        assert RECEIVED_CHUNKS.labels("copied")._value.get() - before == 11  # 32 blocks, 3 at a time
+        assert log.token_ids == (await generate(both, generation(500))).token_ids
+        for worker in (prefill, decode):
             await worker.assert_quiet()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from tandem.v1 import transfer_pb2
 from tandem_common.errors import TandemError, Unavailable
 from tandem_common.logs import get_logger
@@ -33,16 +31,10 @@ class Shipping:
 
     async def ship(self, first_block: int, end_block: int) -> None:
         """Return when the decode worker has blocks [first_block, end_block); Unavailable when that cannot be."""
-        starts = range(first_block, end_block, self._num_chunk_blocks)
-        chunks = [self._ship_chunk(start, min(self._num_chunk_blocks, end_block - start)) for start in starts]
         try:
-            if len(chunks) == 1:
-                await chunks[0]
-                return
-            # All of them are waited for, also when one fails: what is in flight is never torn.
-            for outcome in await asyncio.gather(*chunks, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            # One after another: a handoff takes one connection, and leaves the other to others.
+            for start in range(first_block, end_block, self._num_chunk_blocks):
+                await self._ship_chunk(start, min(self._num_chunk_blocks, end_block - start))
         except TandemError as error:
             _log.warning("blocks could not be shipped", code=error.code.name, error=error.message)
             raise Unavailable("the blocks could not be shipped") from error

@@ -21,7 +21,8 @@ CONNECT_TIMEOUT_S = 2.0
 IDLE_TIMEOUT_S = 60.0
 # A transport that failed between two workers is left alone for so long.
 RETRY_AFTER_S = 30.0
-# A second connection keeps the link busy while the first waits for an answer; more would take turns on the processors.
+# Several handoffs at once keep a link busy while one of them waits for an answer, and a short one need not wait for a
+# long one; more would take turns on the processors.
 MAX_CONNECTIONS_PER_PEER = 2
 _KINDS = {"shm": cluster_pb2.TRANSPORT_KIND_SHM, "tcp": cluster_pb2.TRANSPORT_KIND_TCP}
 
