@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import TandemError
@@ -35,6 +36,11 @@ _UNUSED = "simulated; never sent"
 
 # Who asked hears of it once.
 Answer = Callable[[Started | TandemError], None]
+
+
+def router_setting_kinds() -> dict[str, object]:
+    """Types of the router's settings by name, as they are written: "int", "float", ..."""
+    return {field.name: field.type for field in fields(RouterConfig)}
 
 
 def router_config(scenario: Scenario) -> RouterConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -173,10 +172,10 @@ def _workers(
 
 
 def _setting(text: str) -> tuple[str, RouterSetting]:
-    from tandem_router.config import RouterConfig
+    from tandem_sim.routers import router_setting_kinds
 
     name, _, value = text.partition("=")
-    kinds = {field.name: field.type for field in fields(RouterConfig)}
+    kinds = router_setting_kinds()
     if not value or name not in kinds:
         raise ConfigError(
             f"--router {text}: expected a setting of tandem-router and its value, as in name=value"
