@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 from dataclasses import dataclass, field
 
@@ -223,9 +224,12 @@ def test_packed_weights_lie_in_tiles(dtype, outputs, inputs):
 def test_embeddings_are_found_in_the_tiles_of_the_head(dtype):
     table = torch.randn(3 * TILE + 5, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     shared = Embeddings(table, 1.0, Linear(table))
+    gc.collect()  # the head is gone; the memory must not be
+    others = [Linear(torch.full_like(table, 7)) for _ in range(20)]
     assert shared.table is None
     token_ids = torch.tensor([0, 63, 64, 191, 196, 5, 5])
     assert torch.equal(shared(token_ids), table[token_ids])
+    assert len(others) == 20
     assert torch.equal(Embeddings(table, 3.0, Linear(table))(token_ids), table[token_ids] * 3.0)
     assert Embeddings(table, 1.0, None).table is table
 

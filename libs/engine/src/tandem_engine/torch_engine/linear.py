@@ -76,6 +76,7 @@ def _tiles(packed: Tensor, weight: Tensor) -> Tensor | None:
     num_bytes = num_tiles * TILE * num_inputs * weight.dtype.itemsize
     if kernels is None or not hasattr(_ONEDNN, "data_ptr") or _ONEDNN._nbytes(packed) != num_bytes:  # noqa: SLF001
         return None
-    memory = (ctypes.c_char * num_bytes).from_address(_ONEDNN.data_ptr(packed))
+    memory: Any = (ctypes.c_char * num_bytes).from_address(_ONEDNN.data_ptr(packed))
+    memory.owner = packed  # which lives for as long as anybody looks at its memory
     tiles = torch.frombuffer(memory, dtype=weight.dtype).view(num_tiles, num_inputs // pack, TILE, pack)
     return tiles if kernels.is_tiled(tiles, weight) else None

@@ -173,7 +173,7 @@ static void attend_together(struct team *team, const struct model *m, const stru
                             const struct work *work, const number *keys, int64_t window) {
     const struct attention *a = &m->attention;
     int64_t width = qkv_width(a), heads_width = a->heads * a->head_dim, shared = a->heads / a->kv_heads;
-    for (int64_t piece; (piece = claim(team, 1)) < step->num_stretches * a->kv_heads;) {
+    EACH(piece, team, step->num_stretches * a->kv_heads) {
         const int64_t *stretch = step->stretches + piece / a->kv_heads * 2;
         int64_t row = stretch[0], head = piece % a->kv_heads;
         attend_stretch(a, &(struct stretch){
@@ -200,7 +200,7 @@ static void attend_singly(struct team *team, const struct model *m, const struct
     /* Few tokens are split by heads, to give every thread something to do. */
     int64_t parts = (2 * team->size + step->num_single - 1) / step->num_single;
     if (parts > a->kv_heads) parts = a->kv_heads;
-    for (int64_t piece; (piece = claim(team, 1)) < step->num_single * parts;) {
+    EACH(piece, team, step->num_single * parts) {
         int64_t row = step->single[piece / parts], count = step->positions[row] + 1;
         int64_t start = window && count > window ? count - window : 0;
         attend(a, work->attended + row * heads_width, work->qkv + row * width, keys, step->blocks + step->tables[row],
@@ -243,12 +243,11 @@ static void run_layer(struct team *team, const struct model *m, const struct ste
 static void draw(struct team *team, const struct model *m, const struct step *step, const struct work *work,
                  int thread) {
     int64_t rows = step->num_drawing;
-    for (int64_t i; (i = claim(team, 1)) < rows;)
+    EACH(i, team, rows)
         normalise(work->normed + i * m->hidden, work->x + step->drawing[i] * m->hidden, m->norm, m->hidden, m->eps);
     meet(team);
     float *best = step->best + thread * rows, tile[rows * TILE] __attribute__((aligned(64)));
     int64_t *best_tokens = step->best_tokens + thread * rows;
-    for (int64_t row = 0; row < rows && !step->logits; row++) best[row] = -__builtin_inff(), best_tokens[row] = 0;
     int64_t tiles = (m->vocab + TILE - 1) / TILE;
     EACH(t, team, tiles) {
             multiply(tile, &m->head, t, t + 1 < tiles ? t + 1 : t, work->normed, rows);
@@ -303,17 +302,18 @@ static void run(struct team *team, const struct model *m, const struct step *ste
 }
 
 void short_step(const struct model *m, const struct step *step, int threads) {
-    struct team team = {0};
+    struct meeting meeting = {0};
+    if (!step->logits)
+        for (int64_t i = 0; i < threads * step->num_drawing; i++) step->best[i] = -__builtin_inff();
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp single
-        team.size = omp_get_num_threads();
+        struct team team = {.meeting = &meeting, .size = threads};
         run(&team, m, step, omp_get_thread_num());
     }
     if (step->logits) return;
     for (int64_t row = 0; row < step->num_drawing; row++) {
         int64_t winner = row;
-        for (int thread = 1; thread < team.size; thread++) {
+        for (int thread = 1; thread < threads; thread++) {
             int64_t other = thread * step->num_drawing + row;
             int wins = step->best[other] > step->best[winner] ||
                        (step->best[other] == step->best[winner] && step->best_tokens[other] < step->best_tokens[winner]);
