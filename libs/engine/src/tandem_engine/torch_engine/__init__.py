@@ -2,8 +2,9 @@
 
 A token's way through it: `runner` takes a Batch, `step_inputs` flattens it into tensors, `model` computes
 logits (`attention` over the paged pool of `kv_cache`, `linear` and `rope` inside), `logit_edits` and `sampler`
-turn them into tokens. On a CPU, steps of few tokens take a shorter way: `short_step` has C do all of it, out of
-the same memory. `model_config`, `rope_config` and `weights` read a Hugging Face model directory.
+turn them into tokens. On a CPU with a C compiler steps take a shorter way: `short_step` has C do all of it, out of
+the same memory; processors with tile units (AMX) go that way with few tokens only. `model_config`, `rope_config` and
+`weights` read a Hugging Face model directory.
 """
 
 import os
