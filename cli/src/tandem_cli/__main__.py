@@ -7,6 +7,7 @@ import sys
 import typer
 from tandem_common.config import ConfigError
 
+from tandem_cli.commands.bench import bench
 from tandem_cli.commands.chat import chat
 from tandem_cli.commands.doctor import doctor
 from tandem_cli.commands.explain import explain
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (up, chat, doctor, explain, top, simulate):
+for command in (up, chat, bench, top, explain, doctor, simulate):
     app.command()(command)
 
 

@@ -6,38 +6,62 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import msgspec
 
-class LogHistogram:
+_STEP = math.log(1.01)
+_LEAST = 1e-9  # what is added to each value, so that zero has a logarithm
+_LEAST_BUCKET = math.floor(math.log(_LEAST) / _STEP)
+
+
+class LogHistogram(msgspec.Struct):
     """Counts of positive values in buckets one hundredth wide: percentiles are right to 0.5 %, whatever the number."""
 
-    _STEP = math.log(1.01)
-
-    def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
+    counts: dict[int, int] = msgspec.field(default_factory=dict)  # by the value's logarithm
+    total: float = 0.0
+    most: float = 0.0
 
     def add(self, value: float, count: int = 1) -> None:
         """Count a value; those that are not positive count as a nanosecond."""
-        self._counts[math.floor(math.log(max(value, 1e-9)) / self._STEP)] += count
+        bucket = math.floor(math.log(value + _LEAST) / _STEP) if value > 0.0 else _LEAST_BUCKET
+        self.counts[bucket] = self.counts.get(bucket, 0) + count
+        self.total += value * count
+        if value > self.most:
+            self.most = value
+
+    def add_all(self, values: Sequence[float]) -> None:
+        """Count many values, none of them negative."""
+        log, floor = math.log, math.floor
+        counts = self.counts
+        for bucket, count in Counter([floor(log(value + _LEAST) / _STEP) for value in values]).items():
+            counts[bucket] = counts.get(bucket, 0) + count
+        self.total += sum(values)
+        self.most = max(self.most, *values, 0.0)
 
     @property
     def count(self) -> int:
         """Values counted."""
-        return self._counts.total()
+        return sum(self.counts.values())
+
+    @property
+    def mean(self) -> float | None:
+        """Their exact mean; None when there are none."""
+        return self.total / self.count if self.counts else None
 
     def percentile(self, share: float) -> float | None:
         """The value that `share` of them do not exceed; None when there are none."""
         left = share * self.count
-        for bucket in sorted(self._counts):
-            left -= self._counts[bucket]
+        for bucket in sorted(self.counts):
+            left -= self.counts[bucket]
             if left <= 1e-9:
-                return math.exp((bucket + 0.5) * self._STEP)
+                return min(math.exp((bucket + 0.5) * _STEP), self.most or math.inf)
         return None
 
     def merged(self, other: LogHistogram) -> LogHistogram:
         """Both together."""
-        both = LogHistogram()
-        both._counts = self._counts + other._counts
-        return both
+        counts = dict(self.counts)
+        for bucket, count in other.counts.items():
+            counts[bucket] = counts.get(bucket, 0) + count
+        return LogHistogram(counts, self.total + other.total, max(self.most, other.most))
 
 
 def percentile(values: Sequence[float] | Iterable[float], share: float) -> float | None:

@@ -12,6 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 34, 46
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LEGEND_ROW = 16
+_MOST_DOTS = 12  # of a line whose points can be told apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +58,13 @@ def render(chart: Chart) -> str:
     for tick in x_axis.ticks:
         x = x_axis.place(tick)
         parts.append(_line(x, _TOP, x, _HEIGHT - _BOTTOM))
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{tick:g}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{_number(tick)}</text>'
+        )
     for tick in y_axis.ticks:
         y = y_axis.place(tick)
         parts.append(_line(_LEFT, y, _WIDTH - _RIGHT, y))
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">'
@@ -75,6 +78,12 @@ def render(chart: Chart) -> str:
         colour = _COLOURS[number % len(_COLOURS)]
         path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        if len(line) <= _MOST_DOTS:
+            parts += [
+                f'<circle cx="{x_axis.place(x):.1f}" cy="{y_axis.place(y):.1f}" r="3" fill="{colour}">'
+                f"<title>{escape(name)}: {x:g}, {y:.4g}</title></circle>"
+                for x, y in line
+            ]
         top = _TOP + 6 + _LEGEND_ROW * number
         parts.append(f'<rect x="{_LEFT + 8}" y="{top}" width="12" height="4" fill="{colour}"/>')
         parts.append(f'<text x="{_LEFT + 26}" y="{top + 6}">{escape(name)}</text>')
@@ -111,6 +120,10 @@ class _Axis:
     def place(self, value: float) -> float:
         at = math.log10(value) if self.log else value
         return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
 def _nice(step: float) -> float:
