@@ -8,7 +8,7 @@ from tandem_router.crowding import PromptTraffic
 def steady(rate_per_s: float, work_ms: float, seconds: float = 100.0) -> PromptTraffic:
     traffic = PromptTraffic()
     for number in range(round(rate_per_s * seconds)):
-        traffic.add(number / rate_per_s, f"w{number % 4}", work_ms)
+        traffic.add(number / rate_per_s, work_ms)
     return traffic
 
 
@@ -33,28 +33,15 @@ def test_what_is_past_fades() -> None:
 
 def test_the_first_second_is_not_taken_for_the_rate_of_ever() -> None:
     traffic = PromptTraffic()
-    traffic.add(0.0, "w0", 100.0)
+    traffic.add(0.0, 100.0)
     assert traffic.crowding_per_ms(0.001, 1) < 0.0012
 
 
 def test_prompts_of_unknown_duration_count_at_the_mean_of_the_others() -> None:
     known, mixed = steady(8.0, 250.0), PromptTraffic()
     for number in range(800):
-        mixed.add(number / 8.0, "w0", 250.0 if number % 2 else None)
+        mixed.add(number / 8.0, 250.0 if number % 2 else None)
     assert mixed.crowding_per_ms(100.0, 4) == pytest.approx(known.crowding_per_ms(100.0, 4), rel=0.02)
-
-
-def test_a_worker_that_gets_next_to_nothing_while_others_get_much_is_idle() -> None:
-    workers = {"w0", "w1", "w2", "w3"}
-    traffic = steady(8.0, 250.0)
-    assert traffic.idle(100.0, workers) == frozenset()
-    for number in range(200):
-        traffic.add(100 + number / 10, "w1", 100.0)
-    assert traffic.idle(120.0, workers) == {"w0", "w2", "w3"}
-    # Nobody is idle when there is nothing to do, and who has left is forgotten.
-    assert traffic.idle(200.0, workers) == frozenset()
-    assert traffic.idle(120.0, {"w9"}) == frozenset()
-    assert traffic.idle(120.0, workers) == frozenset()
 
 
 def test_a_long_prompt_minds_a_slow_worker_more_than_a_short_one_does() -> None:

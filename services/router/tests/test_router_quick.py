@@ -18,9 +18,7 @@ from tandem_router.quick import find
 from tandem_router.table import PoolTable
 from tandem_router.view import ClusterView, Link, Links, Passable, Place, WorkerLoad, WorkerRole
 
-PRICING = MillisecondPricing(
-    expected_new_tokens=256, crowding_per_ms=0.002, idle_ids=frozenset({"w2", "w3", "w9"})
-)
+PRICING = MillisecondPricing(expected_new_tokens=256, crowding_per_ms=0.002)
 
 
 PASSABLE = st.lists(

@@ -123,7 +123,7 @@ def test_a_hot_prefix_stays_where_it_is_while_its_holder_keeps_up() -> None:
     assert serve_hot_prefix(300, 0.040) == {"w3": 300}
 
 
-@pytest.mark.parametrize("gap_s", [0.012, 0.008, 0.004])
+@pytest.mark.parametrize("gap_s", [0.012, 0.004])
 def test_a_hot_prefix_spreads_when_its_holder_cannot_keep_up(gap_s: float) -> None:
     num_requests = 1200
     shares = serve_hot_prefix(num_requests, gap_s)

@@ -77,12 +77,9 @@ class Cluster:
         self._view = ClusterView(
             pools={model: tuple(with_borrowed_speeds(pool)) for model, pool in pools.items()},
             crowding_per_ms={
-                model: traffic.crowding_per_ms(now_s, len(_computing(pools[model])))
+                model: traffic.crowding_per_ms(now_s, _num_computing(pools[model]))
                 for model, traffic in self._traffic.items()
             },
-            idle_ids=frozenset().union(
-                *(traffic.idle(now_s, _computing(pools[model])) for model, traffic in self._traffic.items())
-            ),
         )
 
     def book(self, query: Query, decision: Decision, now_s: float) -> list[Booking]:
@@ -94,9 +91,7 @@ class Cluster:
         ]
         self.bookings.add(query.request_id, bookings)
         self._traffic.setdefault(query.model, PromptTraffic()).add(
-            now_s,
-            decision.chosen.computing.facts.worker_id,
-            decision.chosen.terms.get("prefill") if decision.unit == "ms" else None,
+            now_s, decision.chosen.terms.get("prefill") if decision.unit == "ms" else None
         )
         changed.update(booking.worker_id for booking in bookings)
         self._refresh_loads(query.model, changed)
@@ -113,7 +108,7 @@ class Cluster:
             changed |= self.bookings.withdraw(request_id) if self.bookings.has(request_id) else set()
             self.bookings.add(request_id, known)
             for booking in known[:1]:
-                self._traffic.setdefault(model, PromptTraffic()).add(booking.time_s, booking.worker_id)
+                self._traffic.setdefault(model, PromptTraffic()).add(booking.time_s)
             changed.update(booking.worker_id for booking in known)
         self._refresh_loads(model, changed)
 
@@ -155,10 +150,9 @@ class Cluster:
         return registered
 
 
-def _computing(pool: Sequence[WorkerView]) -> frozenset[str]:
+def _num_computing(pool: Sequence[WorkerView]) -> int:
     """Workers that prompts are sent to in the first place."""
-    ids = frozenset(worker.facts.worker_id for worker in pool if worker.facts.role is not WorkerRole.DECODE)
-    return ids or frozenset(worker.facts.worker_id for worker in pool)
+    return sum(worker.facts.role is not WorkerRole.DECODE for worker in pool) or len(pool)
 
 
 def booked_loads(query: Query, decision: Decision) -> list[tuple[WorkerView, BookedLoad]]:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Collection
 
 # Utilisation is not believed beyond this: what an overloaded worker costs those to come has no bound in theory.
 _MAX_UTILISATION = 0.9
-# A worker that got less than this part of the mean is idle; so many prompts of each are counted.
-_IDLE_PART = 0.25
-_MAX_COUNTED = 64
 
 
 class PromptTraffic:
@@ -25,14 +20,12 @@ class PromptTraffic:
         self._began_s: float | None = None
         self._seen_s = 0.0
         self._num_prompts = 0.0
-        self._last: dict[str, deque[float]] = {}  # when the latest prompts came, by worker
         self._num_timed = 0.0  # of those, with a known duration
         self._work_ms = 0.0
 
-    def add(self, now_s: float, worker_id: str, work_ms: float | None = None) -> None:
-        """A prompt was routed to a worker; `work_ms` is what computing it takes, if that is known."""
+    def add(self, now_s: float, work_ms: float | None = None) -> None:
+        """A prompt was routed; `work_ms` is what computing it takes, if that is known."""
         self._fade(now_s)
-        self._last.setdefault(worker_id, deque(maxlen=_MAX_COUNTED)).append(now_s)
         self._num_prompts += 1
         if work_ms is not None and math.isfinite(work_ms):
             self._num_timed += 1
@@ -48,18 +41,6 @@ class PromptTraffic:
         rate = self._num_prompts / (1000 * age_s * num_workers)
         mean_work_ms = self._work_ms / self._num_timed if self._num_timed else 0.0
         return rate / (1 - min(_MAX_UTILISATION, rate * mean_work_ms))
-
-    def idle(self, now_s: float, worker_ids: Collection[str]) -> frozenset[str]:
-        """Those of these workers that got next to nothing of late, while there was something; others are forgotten.
-
-        Nobody is expected to come after a prompt there: so a hot prefix can leave a worker that does not keep up for
-        one that has nothing to do, however much computing it once more would take from the mean worker.
-        """
-        self._last = {name: times for name, times in self._last.items() if name in worker_ids}
-        since_s = now_s - self._memory_s
-        counts = {name: sum(time_s > since_s for time_s in self._last.get(name, ())) for name in worker_ids}
-        enough = _IDLE_PART * sum(counts.values()) / max(1, len(counts))
-        return frozenset(name for name, count in counts.items() if count < enough)
 
     def _fade(self, now_s: float) -> None:
         if self._began_s is None:

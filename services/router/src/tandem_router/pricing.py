@@ -49,7 +49,6 @@ class MillisecondPricing:
 
     expected_new_tokens: int  # of an answer, if the request allows that many
     crowding_per_ms: float = 0.0  # see `cost.followers_ms`
-    idle_ids: frozenset[str] = frozenset()  # workers without it
 
     @property
     def unit(self) -> str:
@@ -63,8 +62,7 @@ class MillisecondPricing:
             raise ValueError(f"{worker.facts.worker_id} has no prefill speed")
         num_cached = query.cached_at(worker) * worker.facts.block_size
         tokens = (query.num_tokens - num_cached, num_cached)
-        crowding = 0.0 if worker.facts.worker_id in self.idle_ids else self.crowding_per_ms
-        surroundings = cost.Surroundings(crowding, query.now_ms - worker.seen_ms)
+        surroundings = cost.Surroundings(self.crowding_per_ms, query.now_ms - worker.seen_ms)
         return cost.prefill_terms(worker.facts, worker.load, speed, worker.decode_speed, tokens, surroundings)
 
     def decode_side(self, worker: WorkerView, query: Query) -> DecodeTerms:

@@ -10,7 +10,6 @@ are paired, and a pair is priced only if the least that it can cost is below the
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -99,7 +98,6 @@ class _Works:
         self._max_cached = (query.num_tokens - 1) // block_size
         self.cached: Mapping[str, int] = query.cached_blocks
         self._crowding = pricing.crowding_per_ms
-        self._idle_ids = pricing.idle_ids
         self._now_ms = query.now_ms
         self._length = length_class(query.num_tokens)
         self._known: dict[tuple[int, int], _Work] = {}
@@ -123,8 +121,8 @@ class _Works:
         stepping = steps * step_factor
         shared = tokens * token_factor + products * context_factor
         own = stepping + shared / stalled
-        crowding = 0.0 if worker_id in self._idle_ids else self._crowding
-        return queue + stepping + shared + followers_ms(backlog, own, crowding) + passed[length] * own
+        followers = followers_ms(backlog, own, self._crowding) + passed[length] * own
+        return queue + stepping + shared + followers
 
     def prices(self, table: PoolTable) -> list[float]:
         """On each worker that prefills for others."""
@@ -148,9 +146,6 @@ class _Works:
                 for queue, own in zip(queues, owns, strict=True)
             ]
             position = table.prefill_position.get
-            for worker_id in self._idle_ids:
-                if (p := position(worker_id)) is not None:
-                    costs[p] = queues[p] + owns[p]
             for worker_id in self.cached:
                 if (p := position(worker_id)) is not None:
                     costs[p] = self.price(rows[p])
@@ -185,9 +180,7 @@ class _Works:
         self, table: PoolTable, decode_costs: Sequence[float], order: Sequence[int], best: float
     ) -> list[int]:
         """Decode workers on which local prefill may cost less than `best`, in this order."""
-        some_idle = not self._idle_ids.isdisjoint(table.decode_position)
-        crowding = 0.0 if some_idle else self._crowding
-        followers = followers_ms(0.0, self._num_tokens * table.least_own_factor, crowding)
+        followers = followers_ms(0.0, self._num_tokens * table.least_own_factor, self._crowding)
         if min(decode_costs) + self._num_tokens * table.least_token_factor + followers < best:
             floors = self.local_floors(table, decode_costs)
             return [d for d in order if floors[d] < best]
@@ -204,13 +197,12 @@ class _Works:
             queue, shared = stays[length], num_tokens * token_factor
             own = shared / stalled
             floors.append(cost + queue + shared + crowding * own * (queue + own / 2))
-        for worker_id in itertools.chain(self.cached, self._idle_ids):
+        for worker_id in self.cached:
             d = table.decode_position.get(worker_id)
             if d is not None:
                 _, stays, _, _, _, _, token_factor, _, stalled = rows[d]
                 shared = self.of(rows[d]).num_uncached * token_factor
-                own_crowding = 0.0 if worker_id in self._idle_ids else crowding
-                followers = followers_ms(stays[length], shared / stalled, own_crowding)
+                followers = followers_ms(stays[length], shared / stalled, crowding)
                 floors[d] = decode_costs[d] + stays[length] + shared + followers
         return floors
 

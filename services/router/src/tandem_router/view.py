@@ -140,7 +140,6 @@ class ClusterView:
 
     pools: Mapping[str, tuple[WorkerView, ...]] = field(default_factory=dict)
     crowding_per_ms: Mapping[str, float] = field(default_factory=dict)  # by model, see `crowding`
-    idle_ids: frozenset[str] = frozenset()  # of workers where there is no crowding
 
     @classmethod
     def of(cls, workers: Iterable[WorkerView]) -> ClusterView:

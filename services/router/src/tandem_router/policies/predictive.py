@@ -51,7 +51,6 @@ class Predictive:
         return MillisecondPricing(
             expected_new_tokens=self._expected_new_tokens,
             crowding_per_ms=view.crowding_per_ms.get(query.model, 0.0),
-            idle_ids=view.idle_ids,
         )
 
     def _preferring(
