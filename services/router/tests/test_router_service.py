@@ -356,6 +356,26 @@ async def test_how_predictions_turned_out_decides_who_is_refused(world: World) -
     assert judged.verdict == "refuse"
 
 
+async def test_a_worker_whose_blocks_are_not_known_yet_is_said_so_and_routed_to_by_load(world: World) -> None:
+    await world.redis.set(KEYS.kv_stream("p9"), b"no stream")
+    await world.register("p9", cluster_pb2.ROLE_PREFILL)
+
+    def is_ready(view: router_pb2.WatchClusterResponse) -> dict[str, bool]:
+        return {worker.card.worker_id: worker.index_ready for worker in view.workers}
+
+    await world.watch_until(lambda view: is_ready(view).get("p9") is False and is_ready(view)["p0"])
+    route = await world.route("r1", num_tokens=4000, pinned_worker_ids=["p9", "d0"])
+    assert route.prefill.worker_id == "p9"
+    assert route.predicted_cached_tokens == 0
+    async with asyncio.timeout(10):
+        while world.sample("workers_catching_up") != 1:
+            await asyncio.sleep(0.02)
+        await world.redis.delete(KEYS.kv_stream("p9"))
+        while world.sample("workers_catching_up") != 0:
+            await asyncio.sleep(0.02)
+    assert is_ready(await world.watch_until(lambda view: True))["p9"]
+
+
 async def test_tenants_are_charged_for_the_answers_that_there_were(world: World) -> None:
     await world.route("r1", tenant="long", max_tokens=1000)
     await world.route("r2", tenant="short", max_tokens=1000)
