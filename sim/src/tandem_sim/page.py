@@ -1,39 +1,38 @@
-"""One HTML page with everything in it: no script, no style sheet and no font from elsewhere."""
+"""The HTML report of a simulation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from tandem_load.svg import Chart, Series, render
+from tandem_load import html
+from tandem_load.svg import Chart, Series
 
-from tandem_sim.report import Summary, table
-
-_STYLE = """
-body { font-family: sans-serif; max-width: 90rem; margin: 1rem auto; padding: 0 1rem; color: #222; }
-pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(32rem, 1fr)); gap: 1rem; }
-svg { width: 100%; height: auto; border: 1px solid #eee; }
-"""
+from tandem_sim.report import COLUMNS, Summary, rows
 
 
 def html_page(title: str, summaries: Sequence[Summary]) -> str:
     """The page of some runs of the same traffic."""
-    charts = "\n".join(render(chart) for chart in _charts(summaries))
     advice = "\n".join(
         f"{_name(s)}: {advice['time_s']:g} s: {advice['desired']}: {advice['reason']}"
         for s in summaries
         for advice in s["advice"]
     )
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(title)}</h1>\n<pre>{escape(table(summaries))}</pre>\n"
-        f'<div class="charts">\n{charts}\n</div>\n'
-        f"<h2>What the planner would have advised</h2>\n<pre>{escape(advice) or 'nothing'}</pre>\n"
-        "</body></html>\n"
-    )
+    targets = summaries[0]["targets"]
+    parts = [
+        html.table(COLUMNS, rows(summaries), text_columns=(len(COLUMNS) - 1,)),
+        html.paragraph(
+            f"Good: TTFT ≤ {targets['ttft_s'] * 1e3:g} ms and TPOT ≤ {targets['tpot_s'] * 1e3:g} ms. "
+            "Goodput: requests per second that meet both, counted over requests sent. Hits: share of the prompts' "
+            "tokens found in a cache; local: requests whose decode worker read the prompt itself; busy: share of time "
+            "in steps."
+        ),
+        html.heading("Plots"),
+        html.charts(_charts(summaries)),
+        html.heading("What the planner would have advised"),
+        html.preformatted(advice or "nothing"),
+    ]
+    number = len(summaries)
+    return html.page(title, f"{number} run{'s' * (number > 1)}, seed {summaries[0]['seed']}", parts)
 
 
 def _charts(summaries: Sequence[Summary]) -> list[Chart]:

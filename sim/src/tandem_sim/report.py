@@ -16,6 +16,22 @@ _SHARES = (0.5, 0.9, 0.95, 0.99)
 _CURVE = tuple(i / 100 for i in range(1, 100))
 _DIGITS = 6
 
+COLUMNS = (
+    "policy",
+    "load",
+    "req/s",
+    "goodput",
+    "good",
+    "TTFT p50",
+    "p99, ms",
+    "ITL p50",
+    "p99, ms",
+    "TPOT p99",
+    "hits",
+    "local",
+    "busy",
+)
+
 # A JSON value; summaries are made of nothing else.
 Summary = dict[str, Any]
 
@@ -108,24 +124,9 @@ def to_json(summaries: Sequence[Summary]) -> str:
     return json.dumps({"runs": list(summaries)}, indent=1, sort_keys=True) + "\n"
 
 
-def table(summaries: Sequence[Summary]) -> str:
-    """What a reader of the terminal wants to know."""
-    head = (
-        "policy",
-        "load",
-        "req/s",
-        "goodput",
-        "good",
-        "TTFT p50",
-        "p99, ms",
-        "ITL p50",
-        "p99, ms",
-        "TPOT p99",
-        "hits",
-        "local",
-        "busy",
-    )
-    rows = [
+def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """One row for each run, under `COLUMNS`."""
+    return [
         (
             str(s["policy"]),
             f"{s['load']:g}",
@@ -143,13 +144,18 @@ def table(summaries: Sequence[Summary]) -> str:
         )
         for s in summaries
     ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """What a reader of the terminal wants to know."""
+    lines = [COLUMNS, *rows(summaries)]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(COLUMNS))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i in (0, len(head) - 1) else cell.rjust(width)
+            cell.ljust(width) if i in (0, len(COLUMNS) - 1) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in (head, *rows)
+        for row in lines
     )
 
 

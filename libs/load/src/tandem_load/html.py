@@ -18,7 +18,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .32rem .8rem; text-align: right; border-bottom: 1px solid #e4e8ee; white-space: nowrap; }
 th { font-weight: 600; color: #45505f; vertical-align: bottom; } thead th { border-bottom: 2px solid #c9d1dc; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td.text { text-align: left; white-space: normal; }
+td.text, th.text { text-align: left; white-space: normal; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; max-width: 60rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); gap: 1rem; }
@@ -53,17 +53,18 @@ def paragraph(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = ()) -> str:
     """Figures, right-aligned but for the first column and `text_columns`."""
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "\n".join(
-        "<tr>"
-        + "".join(
-            f'<td class="text">{escape(cell)}</td>' if column in text_columns else f"<td>{escape(cell)}</td>"
-            for column, cell in enumerate(row)
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        classes = [' class="text"' if column in text_columns else "" for column in range(len(cells))]
+        inner = "".join(
+            f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(classes, cells, strict=True)
         )
-        + "</tr>"
-        for row in rows
+        return f"<tr>{inner}</tr>"
+
+    lines = "\n".join(line("td", row) for row in rows)
+    return (
+        f'<div class="wide"><table><thead>{line("th", head)}</thead><tbody>\n{lines}\n</tbody></table></div>'
     )
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>\n{lines}\n</tbody></table></div>'
 
 
 def definitions(entries: Mapping[str, str]) -> str:
