@@ -13,6 +13,7 @@ from tandem_engine.api import EngineInfo, FirstToken, PrefillMode, StepOutput, T
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.config import EngineConfig
+from tandem_engine.loans import Loan
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.sequence import Phase
 from tandem_engine.simulated import SimulatedRunner
@@ -507,6 +508,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.asked: dict[str, Generation] = {}
         self.held: set[str] = set()
+        self.lent: list[tuple[Loan, int, bytes]] = []  # with how many blocks were full, and their content
 
     def new(self, prompt: list[int], max_tokens: int, urgent: bool) -> Generation:
         name = f"r{len(self.asked)}"
@@ -546,13 +548,34 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from([s.request_id for s in self.rig.scheduler.sequences()]))
         self.rig.scheduler.cancel(name)
 
+    @precondition(lambda self: any(s.table.block_ids for s in self.rig.scheduler.sequences()))
+    @rule(data=st.data())
+    def lend(self, data: st.DataObject) -> None:
+        borrowable = [s for s in self.rig.scheduler.sequences() if s.table.block_ids]
+        sequence = data.draw(st.sampled_from(borrowable))
+        loan = self.rig.scheduler.loans.lend(sequence.request_id, sequence.table.block_ids)
+        num_full = sequence.num_computed_tokens // self.rig.info.block_size
+        self.lent.append((loan, num_full, self.content(loan, num_full)))
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        loan, num_full, content = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
+        # Whatever became of the sequence meanwhile.
+        assert self.content(loan, num_full) == content
+        self.rig.scheduler.loans.give_back(loan)
+
+    def content(self, loan: Loan, num_blocks: int) -> bytes:
+        views = self.rig.runner.view_blocks(loan.block_ids[:num_blocks])
+        return b"".join(views)
+
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
         for _ in range(count):
             batch, _ = self.rig.step()
             phases = set(self.rig.phases().values())
             # Idle while somebody waits: only when blocks are kept for others.
-            assert batch.sequences or "waiting" not in phases or phases & {"held", "reserved"}
+            assert batch.sequences or "waiting" not in phases or phases & {"held", "reserved"} or self.lent
 
     @invariant()
     def nothing_contradicts_itself(self) -> None:
@@ -565,6 +588,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "rig"):
             return
+        for loan, num_full, content in self.lent:
+            assert self.content(loan, num_full) == content
+            self.rig.scheduler.loans.give_back(loan)
         for _ in range(100):
             self.rig.run()
             for name, phase in self.rig.phases().items():
