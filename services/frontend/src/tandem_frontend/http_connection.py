@@ -57,7 +57,7 @@ class HttpConnection(asyncio.Protocol):
         on_made: Callable[[HttpConnection], bool],
         on_lost: Callable[[HttpConnection], None],
     ) -> None:
-        """`on_made` says whether there is room for it; `on_lost` is called if there was."""
+        """`on_made` says whether there is room for it; `on_lost` is called once, also when there was none."""
         self._application = application
         self._limits = limits
         self._on_made = on_made

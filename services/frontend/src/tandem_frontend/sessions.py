@@ -1,9 +1,10 @@
 """One `DecodeService.Session` per decode worker, shared by all requests that it decodes.
 
-The token path is synchronous: the reader of a session hands each row of a message straight to the sink of its
-request, which detokenizes and writes to the client's socket before the next row is looked at. No task is woken
-and nothing is queued in between. Only while the event loop is behind are messages gathered for a few milliseconds,
-so that the tokens of one request that came meanwhile cost one call, one event and one write.
+The token path is synchronous: a message is read from the session's lane by the event loop itself (where there is no
+lane, from gRPC by a task), and each of its rows is handed straight to the sink of its request, which detokenizes and
+writes to the client's socket before the next row is looked at. No task is woken and nothing is queued in between. Only
+while the event loop is behind are messages gathered for a few milliseconds, so that the tokens of one request that came
+meanwhile cost one call, one event and one write.
 """
 
 from __future__ import annotations
