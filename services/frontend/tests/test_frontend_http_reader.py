@@ -176,6 +176,12 @@ def test_a_client_that_asks_first_is_told_to_go_on() -> None:
     reader = RequestReader(sent, lambda request: None, 1000)  # type: ignore[arg-type]
     reader.feed(HEAD + b"expect: 100-continue\r\ncontent-length: 5\r\n\r\n")
     assert sent.data == b"HTTP/1.1 100 Continue\r\n\r\n"
+    for is_free, ahead in ((False, b""), (True, WHOLE)):
+        sent.data = b""
+        reader = RequestReader(sent, lambda request: None, 1000)  # type: ignore[arg-type]
+        reader.is_free = is_free
+        reader.feed(ahead + HEAD + b"expect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+        assert sent.data == b"", "not into the middle of an earlier answer"
     with pytest.raises(BadRequest):
         make_reader(refusal=HttpResponse(b"", 401)).feed(
             HEAD + b"expect: 100-continue\r\ncontent-length: 70000\r\n\r\n"

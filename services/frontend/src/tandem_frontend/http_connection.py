@@ -88,6 +88,7 @@ class HttpConnection(asyncio.Protocol):
         """Read on."""
         if self._is_ending or self._last is not None:
             return
+        self._reader.is_free = self._task is None
         try:
             self._reader.feed(data)
         except BadRequest as error:

@@ -57,6 +57,7 @@ class RequestReader:
         self._max_body_bytes = max_body_bytes
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self.phase = Phase.BETWEEN
+        self.is_free = True  # whether no earlier request is being answered; set by the connection
         self._num_heads = 0  # complete ones
         self._requests: list[HttpRequest] = []
         self._is_offer = False  # to upgrade: the head is read once more
@@ -149,7 +150,9 @@ class RequestReader:
             raise BadRequest(400, "the only transfer encoding is chunked")
         self._admit(request)
         self._check_length(request, headers.get("content-length"), is_chunked=encoding is not None)
-        if headers.get("expect", "").lower() == "100-continue" and request.refusal is None:
+        wants_word = headers.get("expect", "").lower() == "100-continue" and request.refusal is None
+        if wants_word and self.is_free and not self._requests:
+            # Else it would be written into the middle of an earlier answer; clients go on without it after a while.
             self._transport.write(CONTINUE)
         self._request = request
         self.phase = Phase.BODY
