@@ -127,6 +127,12 @@ def test_an_offer_to_upgrade_is_ignored() -> None:
     assert [request.body for request in read(data)] == [b"hello", b"hello"]
 
 
+def test_no_byte_of_a_header_is_lost() -> None:
+    for offer in (b"", b"connection: upgrade\r\nupgrade: h2c\r\n"):
+        (request,) = read(HEAD + b"authorization: Bearer \xc3\xa9\xff\r\n" + offer + b"\r\n")
+        assert request.headers["authorization"].encode("utf-8", "surrogateescape") == b"Bearer \xc3\xa9\xff"
+
+
 @pytest.mark.parametrize("size", [1, 1000, 70_000])
 def test_a_head_without_an_end_is_refused(size: int) -> None:
     reader = make_reader()

@@ -115,7 +115,7 @@ class RequestReader:
         """One header, or one that follows a chunked body: those say nothing that we use."""
         if self.phase is not Phase.HEAD:
             return
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = name.decode("ascii").lower(), value.decode("utf-8", "surrogateescape")
         if key in self._headers:
             if key in _SINGLE:
                 raise BadRequest(400, f"the header {key} is there twice")
@@ -190,7 +190,7 @@ class RequestReader:
         return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (
             self._method,
             self._target,
-            "\r\n".join(lines).encode("latin-1"),
+            "\r\n".join(lines).encode("utf-8", "surrogateescape"),
         )
 
     def _check_length(self, request: HttpRequest, length: str | None, *, is_chunked: bool) -> None:
