@@ -8,7 +8,7 @@ Experiments, each printed as a table and written to bench/results/simulation-NAM
     policies      the same at 80 % of that load, every policy that the router knows
     slow          the same, at the same load, with every second worker at half speed
     view          the same with a router that knows everything at once: what a perfect view would find in the caches
-    layouts       disaggregated against aggregated with swept chunk size, 70B, 1 % of 32 k prompts, TPOT target 40 ms
+    layouts       disaggregated against aggregated with swept chunk size, 70B, 1 % of 32 k prompts, TPOT target 40 ms or as asked for
     interference  ITL of short chats with and without 32 k prompts among them
     scale         2,000 workers, a short run: how long the simulator takes
 """
@@ -104,9 +104,11 @@ def policies(
     return [run(mooncake(policy, workers), requests, load) for policy in names]
 
 
-def layouts(num_requests: int, num_workers: int, rates_per_worker: Sequence[float]) -> Iterator[Summary]:
+def layouts(
+    num_requests: int, num_workers: int, rates_per_worker: Sequence[float], tpot_s: float
+) -> Iterator[Summary]:
     """All ways to use so many workers of 4 GPUs, over swept rates: split, aggregated, and aggregated with handoffs."""
-    targets = Targets(ttft_s=2.0, tpot_s=0.040)
+    targets = Targets(ttft_s=2.0, tpot_s=tpot_s)
     splits = [
         (
             WorkerGroup(role="prefill", count=n, max_step_tokens=STEP),
@@ -221,6 +223,7 @@ def main() -> None:
         "--load", type=float, default=0.0, help="for policies and slow; 0: 80 %% of saturation"
     )
     parser.add_argument("--rates", default="4,5,5.5,6,6.5,7,7.5,8", help="of layouts, per worker")
+    parser.add_argument("--tpot-ms", type=float, default=40.0, help="target of layouts")
     parser.add_argument("--nodes", default="2,4", help="workers of layouts: 2 of 4 GPUs are a node")
     parser.add_argument("--policies", default=",".join(POLICY_NAMES))
     arguments = parser.parse_args()
@@ -250,7 +253,7 @@ def main() -> None:
     if "layouts" in names:
         rates = [float(rate) for rate in arguments.rates.split(",")]
         for num_workers in (int(count) for count in arguments.nodes.split(",")):
-            swept = list(layouts(arguments.requests, num_workers, rates))
+            swept = list(layouts(arguments.requests, num_workers, rates, arguments.tpot_ms / 1e3))
             show(f"layouts-{num_workers}", swept)
             show_capacities(swept)
     if "interference" in names:
