@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -77,7 +78,8 @@ def answer(body: dict[str, Any]) -> Reply:
 class OpenAIServer:
     """`respond` makes each reply from the request's body; `bodies` and `keys` are what came."""
 
-    def __init__(self) -> None:
+    def __init__(self, scheme: str) -> None:
+        self.scheme = scheme
         self.respond: Callable[[dict[str, Any]], Reply] = answer
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -87,13 +89,13 @@ class OpenAIServer:
     @property
     def url(self) -> str:
         """Without the version."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
 
 @contextlib.contextmanager
-def running_openai_server() -> Iterator[OpenAIServer]:
+def running_openai_server(tls: ssl.SSLContext | None = None) -> Iterator[OpenAIServer]:
     """The server, on a free port, until the context ends."""
-    server = OpenAIServer()
+    server = OpenAIServer("http" if tls is None else "https")
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -137,6 +139,8 @@ def running_openai_server() -> Iterator[OpenAIServer]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
+        if tls is not None:
+            http.socket = tls.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
         server.port = http.server_address[1]
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()

@@ -1,9 +1,13 @@
 """The generator in a process of its own, against a real small server."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,6 +207,46 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:
 
 
 EVENTS = text_event("a") + b"data: [DONE]\n\n"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Of 127.0.0.1, signed by itself, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    path = tmp_path / "both.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    subprocess.run(
+        [*command, *names, "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text((tmp_path / "key").read_text() + (tmp_path / "cert").read_text())
+    return path
+
+
+def test_a_server_with_tls_is_loaded_likewise_and_an_unknown_certificate_is_refused(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with running_openai_server(context) as server:
+        unknown = run(task(server.url, Clients(count=1), max_requests=1))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        measured = run(task(server.url, Clients(count=3), max_requests=12, num_turns=2))
+    assert "certificate" in unknown.failures["cannot connect"].message
+    assert (measured.num_done, measured.failures, measured.num_connections) == (12, {}, 3)
+    assert measured.answer_tokens.total == 60
 
 
 def test_a_generator_that_lost_its_parent_ends(server: OpenAIServer) -> None:

@@ -28,6 +28,7 @@ READ_INTERVAL_S = 0.0005
 # A closed loop's client that was not served waits before it asks again: one that spins would measure nothing.
 _LEAST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 5.0
+_MOST_TOLD_PAUSE_S = 60.0  # by Retry-After
 _MOST_WAIT_S = 0.1  # for events; bounds how late an interrupt is seen
 _MOST_GAPS = 256  # kept with a request
 
@@ -192,8 +193,9 @@ class Generator:
     def _on_failed(self, running: _Running, failure: Failure) -> None:
         now_s = self._now_s()
         self._tally.on_failed(running.entry.due_s, now_s, failure)
-        pause_s = failure.retry_after_s
-        if pause_s is None:
+        if failure.retry_after_s is not None:
+            pause_s = min(_MOST_TOLD_PAUSE_S, failure.retry_after_s)
+        else:
             pause_s = min(_MOST_PAUSE_S, _LEAST_PAUSE_S * 2 ** min(10, self._num_failed_in_row))
         self._num_failed_in_row += 1
         self._agenda.on_failed(now_s + pause_s)
