@@ -86,15 +86,21 @@ class SenderConnection:
                 if self._closed:
                     raise TransportBroken("the connection is closed")
                 async with chunk.lend() as views:
-                    answer = await self._thread.run(lambda: self._exchange(chunk.header, views))
+                    answer = await self._answer(chunk.header, views)
         except TimeoutError:
-            self._closed = True  # what the peer has seen of the chunk is not known
+            self._closed = True
             raise TransportBroken(f"no answer within {timeout_s:g} s") from None
         except OSError as error:
-            self._closed = True
             raise TransportBroken(f"sending failed ({error.strerror or error})") from None
         if answer.code != 0:
             raise error_for_code(answer.code, answer.message)
+
+    async def _answer(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
+        try:
+            return await self._thread.run(lambda: self._exchange(header, views))
+        except BaseException:
+            self._closed = True  # what the peer has seen of the chunk is not known
+            raise
 
     def _exchange(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
         """In the thread."""
