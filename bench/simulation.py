@@ -8,7 +8,8 @@ Experiments, each printed as a table and written to bench/results/simulation-NAM
     policies      the same at 80 % of that load, every policy that the router knows
     slow          the same, at the same load, with every second worker at half speed
     view          the same with a router that knows everything at once: what a perfect view would find in the caches
-    layouts       disaggregated against aggregated with swept chunk size, 70B, 1 % of 32 k prompts, TPOT target 40 ms or as asked for
+    layouts       disaggregated against aggregated with swept chunk size, 70B, 1 % of 32 k prompts, TPOT target 40 ms
+                  or as asked for
     interference  ITL of short chats with and without 32 k prompts among them
     scale         2,000 workers, a short run: how long the simulator takes
 """
