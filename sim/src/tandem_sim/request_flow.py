@@ -29,6 +29,8 @@ from tandem_sim.scenario import Scenario
 from tandem_sim.worker import Worker
 
 _MAX_ATTEMPTS = 5
+# Smaller chunks tell a worker nothing about the rate of a link.
+_SMALL_CHUNK_BYTES = 64 << 10
 _CLASSES = (generation_pb2.REQUEST_CLASS_INTERACTIVE, generation_pb2.REQUEST_CLASS_BATCH)
 
 
@@ -266,7 +268,9 @@ class RequestFlow:
         now_s = self._loop.now_s
         source, destination = worker.spec.worker_id, live.decode.spec.worker_id
         live.arrived_s = self._links.send(source, destination, num_bytes, tier, now_s)
-        live.decode.note_link(source, num_bytes / ((live.arrived_s - now_s) * 1e3))
+        if num_bytes >= _SMALL_CHUNK_BYTES:
+            # As a receiver measures it: from the header of a chunk to its last byte, whatever was waited for before.
+            live.decode.note_link(source, tier.bytes_per_s / 1e3)
         live.num_shipped_blocks = num_ready
         self._measurement.handoff_bytes += num_bytes
 

@@ -52,7 +52,7 @@ class Judgement:
 class AdmissionRules:
     """What operators set; milliseconds, 0 for no deadline."""
 
-    max_worker_queue_ms: float = 1000.0
+    max_worker_queue_ms: float = 3000.0
     interactive_deadline_ms: float = 60_000.0
     batch_deadline_ms: float = 0.0
     interactive_ttft_ms: float = 2000.0

@@ -42,7 +42,7 @@ class RouterConfig(ServiceConfig):
     max_bookings_per_worker: int = setting(4096, "bookings kept for one worker", minimum=1)
     remembered_decisions: int = setting(1024, "latest decisions that Explain can be asked about", minimum=1)
     max_worker_queue_ms: float = setting(
-        1000.0, "requests wait in the router while more than this is ahead of them on the worker", minimum=0
+        3000.0, "requests wait in the router while more than this is ahead of them on the worker", minimum=0
     )
     interactive_deadline_ms: float = setting(
         60_000.0, "deadline of the first token of interactive requests that name none; 0: none", minimum=0
