@@ -128,6 +128,21 @@ async def test_a_router_that_starts_learns_what_was_booked_before(redis_client: 
             assert late.shares.counter("gold") == 250
 
 
+async def test_what_was_heard_before_an_interruption_is_not_booked_or_charged_again(
+    redis_client: redis.asyncio.Redis,
+) -> None:
+    async with routers(redis_client, 2) as (one, other):
+        one.route("r1", 0, tenant="gold")
+        await until(lambda: other.shares.counter("gold") == 250)
+        for connection in await redis_client.client_list():
+            with contextlib.suppress(redis.exceptions.RedisError):
+                await redis_client.client_kill_filter(_id=connection["id"], skipme=True)
+        await asyncio.sleep(0.7)
+        one.route("r2", 0, tenant="gold")
+        await until(lambda: other.cluster.bookings.has("r2"))
+        assert other.shares.counter("gold") == 500
+
+
 async def test_who_waits_is_told_to_others_and_so_is_that_nobody_does(
     redis_client: redis.asyncio.Redis,
 ) -> None:

@@ -30,6 +30,7 @@ from tandem_router.bookings import BookedLoad, Booking
 from tandem_router.cluster import Cluster
 from tandem_router.elsewhere import MAX_TENANTS, Line, WaitingElsewhere
 from tandem_router.fairness import FairShares
+from tandem_router.kv_records import START, StreamId
 
 _FIELD = b"bookings"
 _BLOCK_MS = 200  # well below the time-out of every Redis call
@@ -170,29 +171,31 @@ class BookingExchange:
         return entry_id
 
     async def _receive(self) -> None:
-        cursor: str | None = None
-        away = False
+        cursor = START
+        away, warned = True, False
         while True:
             self._settle()
             try:
-                if cursor is None:
+                if away:
                     # Others hear of this router from now on, and the id tells the time by the clock of Redis.
-                    now_ms = int((await self._append([])).partition(b"-")[0])
-                    cursor = f"{max(0, now_ms - round(1000 * self._max_age_s))}-0"
+                    now = StreamId.parse(await self._append([]))
+                    oldest = StreamId(max(0, now.milliseconds - round(1000 * self._max_age_s)), 0)
+                    # What was read before is not booked and charged again, unless Redis came back with an older clock.
+                    cursor = cursor if oldest < cursor <= now else oldest
+                    away = False
                 streams: Any = await self._redis.xread(
-                    {self._key: cursor}, count=_ENTRIES_PER_READ, block=_BLOCK_MS
+                    {self._key: str(cursor)}, count=_ENTRIES_PER_READ, block=_BLOCK_MS
                 )
             except (RedisError, OSError) as error:
-                if not away:
+                if not warned:
                     _log.warning("bookings of other routers cannot be read", error=str(error))
-                away = True
-                cursor = None  # Redis may have come back empty, with other ids
+                away = warned = True
                 await asyncio.sleep(_BACKOFF_S)
                 continue
-            away = False
+            warned = False
             for _, entries in streams or ():
                 for entry_id, fields in entries:
-                    cursor = entry_id.decode()
+                    cursor = StreamId.parse(entry_id)
                     self._apply(fields.get(_FIELD, b""))
             await asyncio.sleep(0)
 
