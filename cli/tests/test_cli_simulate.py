@@ -72,6 +72,8 @@ def test_half_of_the_workers_can_be_slow_and_one_can_die() -> None:
         ([*MIX, "--kill", "decode"], "decode-0003@120"),
         ([*MIX, "--policy", "best"], "best"),
         ([*MIX, "--load", "0"], "above 0"),
+        ([*MIX, "--router", "speed=1"], "a setting of tandem-router"),
+        ([*MIX, "--router", "max_waiting=many"], "is not a int"),
         (["simulate", "--mix", "chat"], "nobody decodes"),
     ],
 )
