@@ -54,6 +54,8 @@ def test_a_request_that_would_miss_its_deadline_is_refused_with_the_time_to_come
     terms = decide(query, *far_behind()).chosen.terms
     ahead = terms["queue"] + terms["room"]
     assert ahead - 1 <= judged.retry_after_ms <= 1.25 * ahead + 1
+    corrected = judge(query, *far_behind(), typical_error=0.5)
+    assert ahead / 2 - 1 <= corrected.retry_after_ms <= 1.25 * ahead / 2 + 1
     later = judge(query, *far_behind(), drain_ms=5000.0)
     assert ahead + 5000 - 1 <= later.retry_after_ms <= 1.25 * (ahead + 5000) + 1
     assert judge(query, prefill_worker("p"), decode_worker("d")).verdict is Verdict.REFUSE

@@ -101,11 +101,19 @@ class AdmissionRules:
         return max(self.max_worker_queue_ms, decision.chosen.terms.get("prefill", 0.0))
 
     def judge(
-        self, query: Query, decision: Decision, *, is_free: bool, drain_ms: float, error_factor: float
+        self,
+        query: Query,
+        decision: Decision,
+        *,
+        is_free: bool,
+        drain_ms: float,
+        error_factor: float,
+        typical_error: float = 1.0,
     ) -> Judgement:
         """What happens to a newcomer.
 
-        `is_free`: nobody waits who goes before it; `drain_ms`: until those who do have started.
+        `is_free`: nobody waits who goes before it; `drain_ms`: until those who do have started. What a refusal says is
+        corrected by the `typical_error` of predictions, what refuses by the `error_factor`.
         """
         deadline_ms = self.deadline_ms(query)
         starts = is_free and self.can_start(query, decision)
@@ -127,7 +135,7 @@ class AdmissionRules:
                 reason=f"the first token is expected after {bound_ms:.0f} ms, the deadline is {deadline_ms:.0f} ms",
                 # Until all that is there now has been started: when the deadline could be met is sooner, but whoever
                 # comes back then only finds those who came meanwhile.
-                retry_after_ms=retry_after_ms(query.request_id, drain_ms + ahead_ms),
+                retry_after_ms=retry_after_ms(query.request_id, typical_error * (drain_ms + ahead_ms)),
             )
         return Judgement(
             verdict=Verdict.START if starts else Verdict.WAIT,
@@ -171,6 +179,12 @@ class PredictionError:
         if count < _MIN_SAMPLES:
             return 1.0
         return self._sorted[min(count - 1, int(self._quantile * count))]
+
+    @property
+    def typical(self) -> float:
+        """The median of observed over predicted; 1 until there is enough to tell."""
+        count = len(self._sorted)
+        return self._sorted[count // 2] if count >= _MIN_SAMPLES else 1.0
 
     def check_integrity(self) -> None:
         """Assert that both orders hold the same, and the bound."""

@@ -141,7 +141,12 @@ class Desk:
             ahead = line.queue.tokens_ahead_of(query.request_class)
             drain_ms = line.drain.drain_ms(ahead, _prior_rate(query, view, decision))
         judgement = self._rules.judge(
-            query, decision, is_free=is_free, drain_ms=drain_ms, error_factor=self.error.factor
+            query,
+            decision,
+            is_free=is_free,
+            drain_ms=drain_ms,
+            error_factor=self.error.factor,
+            typical_error=self.error.typical,
         )
         return query, view, decision, judgement
 
