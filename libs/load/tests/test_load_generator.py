@@ -36,7 +36,7 @@ def task(url: str, traffic: Traffic, **changes: Any) -> LoadTask:
         "target": Target.parse(url),
         "dialect": DIALECT,
         "traffic": traffic,
-        "shape": PromptShape(**shape),  # type: ignore[arg-type]
+        "shape": PromptShape(**shape),
         "targets": LatencyTargets(ttft_s=30.0),
         "warmup_s": 0.0,
         "duration_s": None,
@@ -190,11 +190,13 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
-            for _ in range(4):
+            num_answered = 0
+            while num_answered < 4:
                 connection, _ = listener.accept()
                 with connection:
-                    connection.recv(1 << 16)
-                    connection.sendall(reply)
+                    if connection.recv(1 << 16):  # nothing comes from who only looks whether we are there
+                        connection.sendall(reply)
+                        num_answered += 1
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -207,6 +209,39 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:
 
 
 EVENTS = text_event("a") + b"data: [DONE]\n\n"
+
+
+def test_the_address_of_a_name_that_answers_is_used(server: OpenAIServer) -> None:
+    """The server listens on 127.0.0.1 only; `localhost` may mean ::1 first."""
+    measured = run(task(f"http://localhost:{server.port}", Clients(count=1), max_requests=2))
+    assert (measured.num_done, measured.failures) == (2, {})
+
+
+def test_a_connection_on_which_a_request_was_refused_half_sent_is_not_used_again() -> None:
+    refusal = b"HTTP/1.1 413 X\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def serve() -> None:
+            kept = []
+            while len(kept) < 2:
+                connection, _ = listener.accept()
+                if connection.recv(100):
+                    connection.sendall(refusal)
+                    kept.append(connection)
+                else:
+                    connection.close()
+            for connection in kept:
+                connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        shape = PromptShape(input_tokens=Lengths.parse("20000000"), output_tokens=Lengths.parse("5"))
+        measured = run(task(url, Clients(count=1), max_requests=2, shape=shape))
+        thread.join(10)
+    assert {kind: count.count for kind, count in measured.failures.items()} == {"HTTP 413": 2}
+    assert measured.num_connections == 2
 
 
 @pytest.fixture

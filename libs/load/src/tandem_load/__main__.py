@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
 import signal
@@ -15,13 +16,18 @@ from tandem_load.load_process import Message, Progress
 from tandem_load.load_task import LoadTask
 from tandem_load.tally import Tally
 
+_CONNECT_TIMEOUT_S = 10.0
+
 
 def main() -> None:
     """Do the task; SIGINT ends it early."""
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadTask)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    generator = Generator(task, Connector.of(task.target), _report)
+    connector = Connector.of(task.target)
+    with contextlib.suppress(OSError):  # then each request tells
+        connector.use_reachable(_CONNECT_TIMEOUT_S)
+    generator = Generator(task, connector, _report)
     signal.signal(signal.SIGINT, lambda *_: generator.stop())
     # What exists now lives on; the collector need not look at it again while latencies are measured.
     gc.freeze()

@@ -81,6 +81,11 @@ class Connection:
         if self.is_open:
             self._flush()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the last request went out in full: a server may answer before it has read all of one."""
+        return self.is_open and not self._unsent
+
     def on_ready(self) -> None:
         """Go on with connecting or sending."""
         if not self.is_open and not self._connect():

@@ -175,7 +175,7 @@ class Generator:
     def _on_end(self, running: _Running) -> None:
         connection, exchange, entry = running.connection, running.exchange, running.entry
         del self._running[connection.descriptor]
-        if exchange.is_complete and exchange.keeps_alive:
+        if exchange.is_complete and exchange.keeps_alive and connection.is_idle:
             self._pool.release(connection)
         else:
             self._pool.drop(connection)
