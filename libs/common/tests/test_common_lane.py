@@ -133,6 +133,18 @@ async def test_a_token_is_good_for_one_connection_and_for_as_long_as_its_stream(
         second.lane.close()
 
 
+async def test_a_server_that_was_closed_listens_again_when_it_has_a_lane_to_offer():
+    first, second, here = End(), End(), End()
+    server = LaneServer("127.0.0.1")
+    await server.offer(first.lane)
+    await server.close()
+    await connect_lane(here.lane, "127.0.0.1:1", await server.offer(second.lane))
+    assert here.lane.is_open
+    here.lane.close()
+    server.withdraw(second.lane)
+    await server.close()
+
+
 async def test_a_server_that_is_not_the_one_that_offered_is_not_talked_to():
     async def parrot(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.readexactly(16))[::-1])

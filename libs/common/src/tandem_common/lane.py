@@ -162,12 +162,13 @@ class LaneServer:
         lane.close()
 
     async def close(self) -> None:
-        """Offer nothing more."""
-        if self._server is not None:
-            self._server.close()
+        """Listen no more; the next offer begins anew."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self._server.wait_closed()
+                    await server.wait_closed()
 
     def take(self, token: bytes) -> Lane | None:
         """The lane that was offered with this token, which is good for nothing from now on."""
