@@ -37,5 +37,5 @@ def test_conversations_and_shared_beginnings_are_found_in_the_cache(stack: Any) 
     (shared,) = bench(stack.url, *arguments, "--shared-prefix", "400", "--input-tokens", "60")["points"]
     assert (turns["num_done"], shared["num_done"]) == (12, 12)
     assert turns["prompt_tokens"]["most"] > 2 * turns["prompt_tokens"]["least"]
-    assert turns["cached_share"] > 0.3
-    assert shared["cached_share"] > 0.4
+    assert turns["cached_share"] > 0.2
+    assert shared["cached_share"] > 0.2
