@@ -1,10 +1,10 @@
 """What `tandem bench` costs per token read, against a server that costs next to nothing.
 
-    .venv/bin/python bench/load_cost.py [--streams 1 16 64 256] [--step-ms 6 1] [--seconds 4] [--repeats 3]
+    .venv/bin/python bench/load_cost.py [--streams 1 16 64 256] [--step-ms 6 0] [--seconds 4] [--repeats 3]
 
-The server sends every stream one event a step, in a write of its own, from a process pinned to another core. CPU is
-user and system time of the load generator's process, from the window's begin to the last answer: requests, prompts,
-reports and all. Prints medians with ranges and writes bench/results/load_cost.json.
+The server sends every stream one event a step, in a write of its own, from a process pinned to another core; a step of
+0 ms is "flat out": several events come in one read. CPU is user and system time of the load generator's process, from
+the window's begin to the last answer: requests, prompts, reports and all. Prints medians with ranges and writes bench/results/load_cost.json.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 256])
-    parser.add_argument("--step-ms", type=float, nargs="+", default=[6.0, 1.0])
+    parser.add_argument("--step-ms", type=float, nargs="+", default=[6.0, 0.0])
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
