@@ -4,7 +4,8 @@
 
 The server sends every stream one event a step, in a write of its own, from a process pinned to another core; a step of
 0 ms is "flat out": several events come in one read. CPU is user and system time of the load generator's process, from
-the window's begin to the last answer: requests, prompts, reports and all. Prints medians with ranges and writes bench/results/load_cost.json.
+the window's begin to the last answer: requests, prompts, reports and all. Prints medians with ranges and writes
+bench/results/load_cost.json.
 """
 
 from __future__ import annotations
