@@ -85,11 +85,12 @@ def measure_model(
         groups = [(engines, together, repeats)] if together else []
         groups += [([engine], alone, 1) for engine in engines if alone]
         for names, group, times in groups:
-            kv_bytes = max(cell.kv_bytes(shape) for cell in group)
+            kv_bytes = max(cell.kv_bytes(shape) for cell in group) + SLACK_BYTES
+            max_context = max(cell.prompt_tokens + cell.max_tokens for cell in group)
             with ExitStack() as stack:
                 processes: dict[str, EngineProcess] = {}
                 for name in names:
-                    processes[name] = options.start(name, model, kv_bytes + SLACK_BYTES)
+                    processes[name] = options.start(name, model, kv_bytes, max_context)
                     stack.callback(processes[name].close)
                     loads[name] = processes[name].load_s
                     print(f"{shape.name} {name} loaded in {loads[name]:.1f} s", flush=True)

@@ -22,10 +22,11 @@ class EngineOptions:
     vllm_python: str  # interpreter of vLLM's environment
     device: str
 
-    def start(self, engine: str, model: Path, kv_bytes: int) -> EngineProcess:
-        """Start an engine with so much room for keys and values, and wait until it has loaded the model."""
+    def start(self, engine: str, model: Path, kv_bytes: int, max_context: int) -> EngineProcess:
+        """Start an engine with room for so many bytes of keys and values and tokens of a sequence; wait for it."""
         python = self.vllm_python if engine.startswith("vllm") else sys.executable
-        return EngineProcess([python, str(WORKER), engine, str(model), self.device, str(kv_bytes)], model)
+        sizes = (str(kv_bytes), str(max_context))
+        return EngineProcess([python, str(WORKER), engine, str(model), self.device, *sizes], model)
 
 
 class EngineProcess:

@@ -1,6 +1,6 @@
 """One engine in a process of its own, told by `bench/engine.py` what to run: JSON lines in, JSON lines out.
 
-    python bench/engine_worker.py tandem|vllm|vllm-compiled|transformers MODEL_DIR cpu|cuda KV_CACHE_BYTES
+    python bench/engine_worker.py tandem|vllm|vllm-compiled|transformers MODEL_DIR cpu|cuda KV_CACHE_BYTES MAX_CONTEXT
 
 It runs in whatever environment has the engine, so it imports nothing else of this repository. A run is
 {"prompts": [[token, ...], ...], "max_tokens": n}; its answer is {"begin": s, "end": s, "tokens": n}: seconds from the
@@ -23,7 +23,6 @@ Prompts = list[list[int]]
 Result = dict[str, float]
 Run = Callable[[Prompts, int], Result]
 
-MAX_CONTEXT = 8192 + 64
 MAX_SEQUENCES = 64
 STEP_TOKENS = 2048  # as in engine_cells.py
 
@@ -56,7 +55,7 @@ class Progress:
         return {"begin": self._begin, "end": self._end, "tokens": self._num_tokens}
 
 
-def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
+def tandem(model: str, device: str, kv_cache_bytes: int, max_context: int) -> Run:
     """The torch engine of this repository, through the interface that the worker uses."""
     from tandem_common.generation import Generation, SamplingParams, StoppingParams
     from tandem_engine import create_engine
@@ -66,7 +65,7 @@ def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
         model=model,
         dtype="bfloat16",
         device=device,
-        max_context_tokens=MAX_CONTEXT,
+        max_context_tokens=max_context,
         max_step_tokens=STEP_TOKENS,
         max_sequences=MAX_SEQUENCES,
         kv_cache_mib=kv_cache_bytes >> 20,
@@ -106,7 +105,7 @@ def tandem(model: str, device: str, kv_cache_bytes: int) -> Run:
     return lambda prompts, max_tokens: loop.run_until_complete(run_async(prompts, max_tokens))
 
 
-def vllm(model: str, kv_cache_bytes: int, *, eager: bool) -> Run:
+def vllm(model: str, kv_cache_bytes: int, max_context: int, *, eager: bool) -> Run:
     """VLLM in one process, stepped by hand."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1")
     library: Any = importlib.import_module("vllm")  # in its own environment only
@@ -115,7 +114,7 @@ def vllm(model: str, kv_cache_bytes: int, *, eager: bool) -> Run:
             model=model,
             skip_tokenizer_init=True,
             dtype="bfloat16",
-            max_model_len=MAX_CONTEXT,
+            max_model_len=max_context,
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=MAX_SEQUENCES,
             enable_prefix_caching=False,
@@ -187,12 +186,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     name, model, device = sys.argv[1:4]
-    kv_cache_bytes = int(sys.argv[4])
+    kv_cache_bytes, max_context = map(int, sys.argv[4:6])
     start = time.perf_counter()
     engines: dict[str, Callable[[], Run]] = {
-        "tandem": lambda: tandem(model, device, kv_cache_bytes),
-        "vllm": lambda: vllm(model, kv_cache_bytes, eager=True),
-        "vllm-compiled": lambda: vllm(model, kv_cache_bytes, eager=False),
+        "tandem": lambda: tandem(model, device, kv_cache_bytes, max_context),
+        "vllm": lambda: vllm(model, kv_cache_bytes, max_context, eager=True),
+        "vllm-compiled": lambda: vllm(model, kv_cache_bytes, max_context, eager=False),
         "transformers": lambda: transformers(model, device),
     }
     run = engines[name]()
