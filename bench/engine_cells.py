@@ -31,7 +31,12 @@ class Cell:
         """Tokens generated per sequence."""
         if self.kind == "prefill":
             return 1
-        return 1 + -(-self.num_sequences * self.prompt_tokens // STEP_TOKENS) + DECODE_TOKENS
+        # An engine may end one long prompt per step, beside the tokens of those that decode already.
+        whole = self.prompt_tokens <= STEP_TOKENS // 4
+        num_steps = (
+            -(-self.num_sequences * self.prompt_tokens // STEP_TOKENS) if whole else self.num_sequences
+        )
+        return 1 + num_steps + DECODE_TOKENS
 
     def kv_bytes(self, shape: Shape) -> int:
         """Keys and values of all its tokens, each sequence's rounded up to large blocks."""
