@@ -14,7 +14,7 @@ from tandem_cli.doctor import Level
 def test_a_machine_that_runs_these_tests_lacks_nothing():
     findings = list(checks.run_checks(None, ()))
     assert [finding for finding in findings if finding.level is Level.MISSING] == []
-    assert {"Python", "torch", "Redis", "shared memory", "machine"} <= {
+    assert {"Python", "torch", "C compiler", "Redis", "shared memory", "machine"} <= {
         finding.subject for finding in findings
     }
 
@@ -24,6 +24,7 @@ def test_every_problem_comes_with_what_mends_it():
         problems = [
             checks.check_python((3, 10, 9)),
             *checks.check_packages(lambda name: None),
+            checks.check_compiler(None),
             checks.check_redis(None),
             checks.check_port(server.getsockname()[1]),
             checks.check_temporary_directory(Path("/nonexistent")),

@@ -50,6 +50,7 @@ def run_checks(model: str | None, ports: Sequence[int]) -> Iterator[Finding]:
     yield check_python(sys.version_info[:3])
     yield from check_packages(_installed_version)
     yield check_torch()
+    yield check_compiler(shutil.which(os.environ.get("CC", "cc")))
     yield check_redis(find_redis_server())
     for port in ports:
         yield check_port(port)
@@ -97,6 +98,14 @@ def check_torch() -> Finding:
     else:
         found = f"{torch.__version__}, CPU only"
     return Finding(level=Level.OK, subject="torch", found=found)
+
+
+def check_compiler(program: str | None) -> Finding:
+    """What the torch engine's kernels for CPUs are compiled with, at first use."""
+    if program is None:
+        fix = "apt install gcc (on a CPU the torch engine is several times slower without)"
+        return Finding(level=Level.WARN, subject="C compiler", found="none", fix=fix)
+    return Finding(level=Level.OK, subject="C compiler", found=program)
 
 
 def check_redis(program: str | None) -> Finding:
