@@ -34,7 +34,7 @@ def test_blocks_of_a_released_table_are_found_again() -> None:
     first.release()
     assert (pool.num_used, pool.num_cached, pool.num_free) == (0, 2, 6)
     second = filled_table(pool, [1, 2, 3, 4, 9, 9])
-    assert second.block_ids[:2] == blocks[:2]
+    assert list(second.block_ids[:2]) == blocks[:2]
     assert pool.num_used == 3
 
 

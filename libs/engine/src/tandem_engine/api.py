@@ -104,6 +104,16 @@ class StepCost:
     num_decode_sequences: int = 0
     decode_kv_tokens: int = 0
 
+    def lasting(self, duration_ms: float) -> StepCost:
+        """The same work in that time."""
+        return StepCost(
+            duration_ms=duration_ms,
+            num_prefill_tokens=self.num_prefill_tokens,
+            prefill_token_context=self.prefill_token_context,
+            num_decode_sequences=self.num_decode_sequences,
+            decode_kv_tokens=self.decode_kv_tokens,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOutput:

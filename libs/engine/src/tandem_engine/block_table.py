@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 from tandem_engine.block_pool import BlockPool, CacheEntry
@@ -28,7 +29,8 @@ class BlockTable:
         self._pool = pool
         self._namespace = namespace
         self._hashes: list[bytes] = []
-        self.block_ids: list[int] = []
+        # Runners copy it in every step: integers side by side, not objects.
+        self.block_ids = array("q")
         self.num_shared_blocks = 0
         self._last_entry: CacheEntry | bytes = namespace  # of the last shared block
         self._may_share = True
@@ -62,11 +64,11 @@ class BlockTable:
             self.block_ids.append(self._pool.acquire(entry))
             self._last_entry = entry
         self.num_shared_blocks = len(prefix)
-        self.block_ids += self._pool.allocate(self._pool.num_blocks_for(num_tokens) - len(prefix))
+        self.block_ids.extend(self._pool.allocate(self._pool.num_blocks_for(num_tokens) - len(prefix)))
 
     def grow(self) -> None:
         """Add one empty block."""
-        self.block_ids += self._pool.allocate(1)
+        self.block_ids.extend(self._pool.allocate(1))
 
     def share_filled(self, token_ids: Sequence[int], num_computed_tokens: int) -> None:
         """Enter every block that is full by now into the prefix cache.
@@ -90,7 +92,7 @@ class BlockTable:
     def release(self) -> None:
         """Give up all blocks; what is in the prefix cache can be found again."""
         self._pool.release(self.block_ids)
-        self.block_ids = []
+        self.block_ids = array("q")
         self.num_shared_blocks = 0
         self._last_entry = self._namespace
         self._may_share = True

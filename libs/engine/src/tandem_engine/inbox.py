@@ -20,12 +20,8 @@ class Inbox:
 
     def run_waiting(self) -> None:
         """Run what is there, without waiting."""
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except Empty:
-                return
-            command()
+        while not self._commands.empty():  # nobody else takes any
+            self._commands.get_nowait()()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for a command and run it; False when none came in time."""

@@ -6,6 +6,7 @@ preempted), its blocks are given to nobody else before the loan is back.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,9 @@ class Loans:
     def lend(self, request_id: str, block_ids: Sequence[int]) -> Loan:
         """Lend the blocks of a request's table, which holds them now; each call is one borrower."""
         loan = self._latest.get(request_id)
-        if loan is None or loan.block_ids != block_ids:
-            loan = self._latest[request_id] = Loan(request_id, list(block_ids))
+        table = array("q", block_ids)
+        if loan is None or loan.block_ids != table:
+            loan = self._latest[request_id] = Loan(request_id, table)
             self._open.add(loan)
             self._pool.hold(block_ids)
         loan.num_borrowers += 1

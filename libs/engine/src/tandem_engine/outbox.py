@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from tandem_engine.api import StepOutput
+from tandem_engine.doorbell import Doorbell
 
 
 class Outbox:
@@ -17,7 +18,7 @@ class Outbox:
     """
 
     def __init__(self, capacity: int, on_room: Callable[[], None]) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._doorbell: Doorbell | None = None
         self._capacity = capacity
         self._on_room = on_room
         self._outputs: deque[StepOutput] = deque()
@@ -28,13 +29,13 @@ class Outbox:
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Name the event loop that the consumer runs in; before the first `put`."""
-        self._loop = loop
+        self._doorbell = Doorbell(loop, self._changed.set)
 
     def put(self, output: StepOutput) -> None:
         """Hand over one output. From the engine's thread; RuntimeError when the event loop is closed."""
-        assert self._loop is not None, "the outbox is not open"
+        assert self._doorbell is not None, "the outbox is not open"
         self._outputs.append(output)
-        self._loop.call_soon_threadsafe(self._changed.set)
+        self._doorbell.ring()
 
     def is_full(self) -> bool:
         """Whether the consumer lags so far behind that no more should be computed. From the engine's thread."""
@@ -45,10 +46,12 @@ class Outbox:
         return len(self._outputs) >= self._capacity
 
     def close(self, error: Exception | None = None) -> None:
-        """No more will come; the consumer gets what is there, then the error if there is one. Event loop only."""
+        """No more is put; the consumer gets what is there, then the error if there is one. Event loop only."""
         if not self._closed:
             self._closed, self._error = True, error
             self._changed.set()
+            if self._doorbell is not None:
+                self._doorbell.close()
 
     async def outputs(self) -> AsyncIterator[StepOutput]:
         """Take outputs as they come, until closed."""

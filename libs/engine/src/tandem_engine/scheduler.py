@@ -132,12 +132,15 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the rows of the next step; an empty batch means that only a command can change anything."""
         require(not self._scheduled, "schedule was called twice without postprocess")
-        for sequence in self._admission.displaced():
-            self._preempt(sequence)
+        if len(self._admission):
+            for sequence in self._admission.displaced():
+                self._preempt(sequence)
         rows = self._decode_rows()
         num_step_tokens = self._info.max_step_tokens - len(rows)
-        self._granted += self._admission.start(num_step_tokens)
-        rows += self._chunk_rows(num_step_tokens)
+        if len(self._admission):
+            self._granted += self._admission.start(num_step_tokens)
+        if len(rows) < len(self._running):
+            rows += self._chunk_rows(num_step_tokens)
         return Batch(rows)
 
     def take_granted(self) -> list[Sequence]:
@@ -154,8 +157,9 @@ class Scheduler:
         scheduled, self._scheduled = self._scheduled, []
         block_size = self.pool.block_size
         for sequence, row, draw in zip(scheduled, batch.sequences, drawn, strict=True):
-            computed = sequence.num_computed_tokens = sequence.num_computed_tokens + row.num_new_tokens
-            if computed // block_size > sequence.table.num_shared_blocks:
+            before = sequence.num_computed_tokens
+            computed = sequence.num_computed_tokens = before + row.num_new_tokens
+            if computed // block_size > before // block_size:
                 sequence.table.share_filled(sequence.token_ids, computed)
             if sequence.prefill is PrefillMode.HOLD and computed > sequence.num_reported_tokens:
                 # A preempted one says nothing until it is further than before: what was said stays true.
@@ -217,13 +221,11 @@ class Scheduler:
     def _decode_rows(self) -> list[ScheduledSequence]:
         rows: list[ScheduledSequence] = []
         running, block_size = self._running, self.pool.block_size
-        index = 0
-        while index < min(len(running), self._num_places):
-            sequence = running[index]
-            index += 1
+        for sequence in running[: self._num_places]:
             if sequence.phase is not Phase.DECODING:
-                continue
-            if len(sequence.table.block_ids) * block_size < len(sequence.token_ids):
+                continue  # prefilling, or preempted just now
+            computed = sequence.num_computed_tokens
+            if computed % block_size == 0 and len(sequence.table.block_ids) * block_size == computed:
                 while self.pool.num_available == 0:
                     # Never one that has a row already: those are senior to this one.
                     victim = running[-1]
@@ -231,7 +233,7 @@ class Scheduler:
                     if victim is sequence:
                         return rows
                 sequence.table.grow()
-            rows.append(self._row(sequence, 1))
+            rows.append(self._row(sequence, 1, draws_token=True))
         return rows
 
     def _chunk_rows(self, num_step_tokens: int) -> list[ScheduledSequence]:
@@ -245,10 +247,11 @@ class Scheduler:
                 num_new_tokens = min(num_new_tokens, max(0, _FULL_STEP_TOKENS - (num_step_tokens - num_left)))
             if num_new_tokens > 0:
                 num_left -= num_new_tokens
-                rows.append(self._row(sequence, num_new_tokens))
+                draws_token = num_new_tokens == sequence.num_uncomputed_tokens
+                rows.append(self._row(sequence, num_new_tokens, draws_token=draws_token))
         return rows
 
-    def _row(self, sequence: Sequence, num_new_tokens: int) -> ScheduledSequence:
+    def _row(self, sequence: Sequence, num_new_tokens: int, *, draws_token: bool) -> ScheduledSequence:
         self._scheduled.append(sequence)
         return ScheduledSequence(
             sequence.request_id,
@@ -259,7 +262,7 @@ class Scheduler:
             sequence.num_prompt_tokens,
             sequence.sampling,
             sequence.stopping,
-            num_new_tokens == sequence.num_uncomputed_tokens,
+            draws_token,
         )
 
     def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:

@@ -185,15 +185,15 @@ def test_the_likeliest_token_is_the_first_of_the_highest_logits(
     both.model.head = Linear(rows.repeat(3, 1)[:203])  # the first 63 outputs are there three times
     config = load_model_config(tiny_model("llama-biases-wide").path)
     config = dataclasses.replace(config, vocab_size=203)
-    both.short = ShortStep(both.model, config, both.caches[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
+        both.short = ShortStep(both.model, config, both.caches[0])
         for index in range(num_rows):
             both.begin(random_prompt(1, seed=index)[:1])
             both.blocks[index] = [index]
         batch = both.batch([1] * num_rows)
-        tokens = both.short.likeliest(batch)
+        tokens = both.short.likeliest(batch, num_rows)
         logits = both.by_kernel(batch)
     finally:
         torch.set_num_threads(threads)

@@ -96,16 +96,19 @@ class TorchRunner:
             layout_digest=_layout_digest(name, shape, revision),
         )
 
-    @torch.inference_mode()
     def execute(self, batch: Batch) -> list[DrawnToken | None]:
         """Compute one step and draw a token for each row that asks for one."""
         drawing = [row for row in batch.sequences if row.draws_token]
         short = self.short_step
         if short is not None and short.takes(batch) and all(map(draws_likeliest, drawing)):
-            tokens = iter([DrawnToken(token_id, None) for token_id in short.likeliest(batch)])
+            drawn = [DrawnToken(token_id, None) for token_id in short.likeliest(batch, len(drawing))]
         else:
-            logits = self._logits(batch)
-            tokens = iter(draw_tokens(logits, drawing) if drawing else ())
+            with torch.inference_mode():
+                logits = self._logits(batch)
+                drawn = draw_tokens(logits, drawing) if drawing else []
+        if len(drawn) == len(batch.sequences):
+            return [*drawn]
+        tokens = iter(drawn)
         return [next(tokens) if row.draws_token else None for row in batch.sequences]
 
     @torch.inference_mode()

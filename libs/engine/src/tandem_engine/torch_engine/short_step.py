@@ -3,7 +3,7 @@
 With few rows a product takes as long as its weights take to come from memory, and calling torch's operators between
 products would cost as much again; with many, what lies between them still costs a fifth of a small model's step.
 `short_step.c` does what `model.Transformer` does, with the same roundings, out of the same memory: here its parts are
-laid out for it, and batches flattened.
+laid out for it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tandem_engine.batch import Batch
+from tandem_engine.torch_engine.flat_batch import flatten
 from tandem_engine.torch_engine.kernels import LANES, Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache
 from tandem_engine.torch_engine.linear import TILE, Linear
@@ -28,8 +29,7 @@ from tandem_engine.torch_engine.short_step_structs import Attention, LayerParts,
 
 # Above this many tokens processors with tile units (AMX) are faster by torch's operators, which use them.
 _MAX_TOKENS_BESIDE_AMX = 32
-# Prompt chunks of so many tokens share what they read of the keys before them. Rows of such a stretch: as in C.
-_MIN_STRETCH = 4
+# Rows of a stretch of tokens that attend together: as in C.
 _STRETCH_ROWS = 192
 
 
@@ -45,7 +45,7 @@ class ShortStep:
     """One model and its pool, seen by the kernel. What it points to belongs to the model and the cache."""
 
     def __init__(self, model: Transformer, config: ModelConfig, cache: KVCache) -> None:
-        """Lay out a model for which `fits` was true."""
+        """Lay out a model for which `fits` was true, from the thread that will compute it."""
         kernels = load_kernels(cache.dtype)
         assert kernels is not None
         self.kernels: StepKernel = kernels
@@ -59,7 +59,10 @@ class ShortStep:
             + (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
             + config.intermediate_size
         )
+        # What torch would say is kept: between steps its code has left the processor's caches.
+        self._num_threads = torch.get_num_threads()
         self._scratch = torch.empty(0, dtype=cache.dtype)
+        self._scratch_address = self._num_scratch_rows = 0
         self._stretch_tokens = _STRETCH_ROWS * config.num_kv_heads // config.num_heads
         layers = (LayerParts * config.num_layers)(
             *(self._layer(layer, config, index, model) for index, layer in enumerate(model.layers))
@@ -115,16 +118,13 @@ class ShortStep:
         """Whether a batch is faster this way."""
         return sum(row.num_new_tokens for row in batch.sequences) <= self.max_tokens
 
-    def likeliest(self, batch: Batch) -> list[int]:
-        """Compute a step; the likeliest token of each row that draws one, of several the first."""
-        num_drawing = sum(row.draws_token for row in batch.sequences)
-        num_threads = torch.get_num_threads()
+    def likeliest(self, batch: Batch, num_drawing: int) -> list[int]:
+        """Compute a step; the likeliest token of each of the rows that draw one, of several the first."""
         likeliest = array("q", bytes(8 * num_drawing))
-        best = array("f", bytes(4 * num_drawing * num_threads))
-        tokens = array("q", bytes(8 * num_drawing * num_threads))
+        best = array("f", bytes(4 * num_drawing * self._num_threads))
+        tokens = array("q", bytes(8 * num_drawing * self._num_threads))
         self._run(
             batch,
-            num_threads,
             likeliest=likeliest.buffer_info()[0],
             best=best.buffer_info()[0],
             best_tokens=tokens.buffer_info()[0],
@@ -134,52 +134,32 @@ class ShortStep:
     def logits(self, batch: Batch) -> Tensor:
         """Compute a step; logits (drawing rows, vocab_size), float32."""
         logits = torch.empty(sum(row.draws_token for row in batch.sequences), self._vocab_size)
-        self._run(batch, torch.get_num_threads(), logits=logits.data_ptr())
+        self._run(batch, logits=logits.data_ptr())
         return logits
 
-    def _run(self, batch: Batch, num_threads: int, **results: int) -> None:
-        token_ids, positions, blocks, tables, single, drawing = (array("q") for _ in range(6))
-        stretches: list[tuple[int, int, int]] = []  # position, first token, number of tokens
-        begun_blocks: list[int] = []
-        block_size = self._cache.block_size
-        for row in batch.sequences:
-            start, stop = row.num_computed_tokens, row.num_computed_tokens + row.num_new_tokens
-            if row.num_new_tokens < _MIN_STRETCH:
-                single.extend(range(len(token_ids), len(token_ids) + row.num_new_tokens))
-            else:
-                for first in range(start, stop, self._stretch_tokens):
-                    token = len(token_ids) + first - start
-                    stretches.append((first, token, min(self._stretch_tokens, stop - first)))
-            token_ids.extend(row.token_ids[start:stop])
-            positions.extend(range(start, stop))
-            tables.extend([len(blocks)] * row.num_new_tokens)
-            if stop % block_size and stop // block_size * block_size >= start:
-                begun_blocks.append(row.block_ids[stop // block_size])
-            blocks.extend(row.block_ids)
-            if row.draws_token:
-                drawing.append(len(token_ids) - 1)
-        self._cache.clear(begun_blocks)
-        num_rows = len(token_ids)
-        if self._scratch.numel() < num_rows * self._row_numbers:
+    def _run(self, batch: Batch, **results: int) -> None:
+        flat = flatten(batch, block_size=self._cache.block_size, stretch_tokens=self._stretch_tokens)
+        self._cache.clear(flat.begun_blocks)
+        num_rows = len(flat.token_ids)
+        if self._num_scratch_rows < num_rows:
             self._scratch = torch.empty(num_rows * self._row_numbers, dtype=self._cache.dtype)
-        # Those that see most come first, so that all threads end at about the same time.
-        by_length = array("q", [n for _, *stretch in sorted(stretches, reverse=True) for n in stretch])
+            self._scratch_address, self._num_scratch_rows = self._scratch.data_ptr(), num_rows
         step = Step(
             rows=num_rows,
-            token_ids=token_ids.buffer_info()[0],
-            positions=positions.buffer_info()[0],
-            blocks=blocks.buffer_info()[0],
-            tables=tables.buffer_info()[0],
-            num_single=len(single),
-            single=single.buffer_info()[0],
-            num_stretches=len(stretches),
-            stretches=by_length.buffer_info()[0],
-            num_drawing=len(drawing),
-            drawing=drawing.buffer_info()[0],
-            scratch=self._scratch.data_ptr(),
+            token_ids=flat.token_ids.buffer_info()[0],
+            positions=flat.positions.buffer_info()[0],
+            blocks=flat.blocks.buffer_info()[0],
+            tables=flat.tables.buffer_info()[0],
+            num_single=len(flat.single),
+            single=flat.single.buffer_info()[0],
+            num_stretches=len(flat.stretches) // 2,
+            stretches=flat.stretches.buffer_info()[0],
+            num_drawing=len(flat.drawing),
+            drawing=flat.drawing.buffer_info()[0],
+            scratch=self._scratch_address,
             **results,
         )
-        self.kernels.short_step(self._model, step, num_threads)
+        self.kernels.short_step(self._model, step, self._num_threads)
 
     def _layer(self, layer: Layer, config: ModelConfig, index: int, model: Transformer) -> LayerParts:
         assert isinstance(layer.mlp, MLP)
