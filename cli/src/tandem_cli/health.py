@@ -10,7 +10,7 @@ _TIMEOUT_S = 2.0
 
 
 def health_problem(http_address: str, *, num_prefill: int, num_decode: int) -> str | None:
-    """Why the frontend is not ready with at least so many workers of each kind; None when it is."""
+    """Why the frontend is not ready with a router and so many workers of each kind at least; None when it is."""
     # A proxy meant for the outside would lead away from this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -25,6 +25,8 @@ def health_problem(http_address: str, *, num_prefill: int, num_decode: int) -> s
         seen = report.get(f"num_{kind}_workers", needed)
         if seen < needed:
             return f"it sees {seen} of {needed} {kind} workers"
+    if report.get("num_routers", 1) == 0:
+        return "it sees no router"
     return None
 
 

@@ -30,6 +30,8 @@ MIN_TTL_S = 3.0
 EPOCH_TTL_S = 86_400
 # A record larger than this was not written by us.
 MAX_RECORD_BYTES = 1 << 20
+# Between two looks while nothing has come up yet.
+_EMPTY_INTERVAL_S = 0.25
 
 _log = get_logger("registry")
 
@@ -151,7 +153,7 @@ class _Watcher(ABC, Generic[T]):
                 outage.over()
             except (RedisError, OSError) as error:
                 outage.saw(error)
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self._interval_s if self._view else min(self._interval_s, _EMPTY_INTERVAL_S))
 
     async def refresh(self) -> None:
         """Poll once; raises RedisError."""

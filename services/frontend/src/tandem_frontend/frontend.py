@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import redis.asyncio
@@ -87,7 +87,7 @@ class Frontend:
             interval_s=config.canary_interval_s,
             timeout_s=config.canary_timeout_s,
         )
-        self.health = Health(self._watcher, self.catalog, self._canary, self._open)
+        self.health = Health(self._watcher, self._router_addresses, self.catalog, self._canary, self._open)
         api = OpenAIApi(
             self._preparation,
             generator,
@@ -168,7 +168,7 @@ class Frontend:
         await self._router.close()
         self._preparation.close()
 
-    def _router_addresses(self) -> Iterable[str]:
+    def _router_addresses(self) -> Collection[str]:
         if self._config.routers:
             return self._config.routers
         return [card.address for card in self._router_watcher.services.values()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tandem.v1 import cluster_pb2 as pb
@@ -114,6 +114,7 @@ class HealthReport:
     models: Sequence[str]
     num_decode_workers: int
     num_prefill_workers: int
+    num_routers: int
     num_open_requests: int
     registry_stale_ms: int
 
@@ -127,9 +128,16 @@ class Health:
     """Puts the report together."""
 
     def __init__(
-        self, watcher: ClusterWatcher, catalog: ModelCatalog, canary: Canary, open_requests: OpenRequests
+        self,
+        watcher: ClusterWatcher,
+        routers: Callable[[], Collection[str]],
+        catalog: ModelCatalog,
+        canary: Canary,
+        open_requests: OpenRequests,
     ) -> None:
+        """`routers`: addresses of those known now; requests are served without one, but by turns."""
         self._watcher = watcher
+        self._routers = routers
         self._catalog = catalog
         self._canary = canary
         self._open = open_requests
@@ -155,6 +163,7 @@ class Health:
             models=models,
             num_decode_workers=num_decode,
             num_prefill_workers=num_prefill,
+            num_routers=len(self._routers()),
             num_open_requests=self._open.num_open,
             registry_stale_ms=self._watcher.stale_ms,
         )
