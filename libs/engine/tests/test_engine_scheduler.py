@@ -482,6 +482,8 @@ def test_the_snapshot_counts_what_is_queued_running_and_held() -> None:
     assert snapshot.queued_prefill_tokens == (20 - 4 - 7) + 30
     assert snapshot.decode_kv_tokens == 6
     assert snapshot.num_used_blocks == 2 + 5 + 2 - 2  # all three share their first block
+    assert snapshot.num_awaited_blocks == 8
+    assert take_snapshot(rig.scheduler, [9]).num_awaited_blocks == 8 + 3
     assert [(r.request_id, r.phase, r.num_blocks) for r in snapshot.requests] == [
         ("a", "decoding", 2),
         ("b", "prefilling", 5),

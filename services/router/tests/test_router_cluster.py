@@ -54,7 +54,8 @@ def test_a_card_and_a_beat_become_a_view(cluster: Cluster) -> None:
         num_waiting=2,
         queued_prefill_tokens=700,
         decode_kv_tokens=900,
-        num_used_blocks=80,
+        num_used_blocks=70,
+        num_awaited_blocks=10,
         links=[pb.LinkSpeed(source_worker_id="p", bytes_per_ms=5e5, latency_ms=0.5)],
     )
     cluster.observe(registry_of(card, beats=[beat]), 0.0)

@@ -130,6 +130,7 @@ class Worker:
             num_decoding=held.num_decoding,
             num_used_blocks=held.num_used_blocks,
             num_cached_blocks=held.num_cached_blocks,
+            num_awaited_blocks=held.num_awaited_blocks,
             prefill_speed=prefill.to_proto() if prefill else None,
             decode_speed=decode.to_proto() if decode else None,
             links=[

@@ -162,6 +162,7 @@ class EngineSnapshot:
     decode_kv_tokens: int = 0
     num_used_blocks: int = 0  # held by requests
     num_cached_blocks: int = 0  # held by the prefix cache only
+    num_awaited_blocks: int = 0  # for the known tokens of sequences that wait for blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ def take_snapshot(scheduler: Scheduler, submitted: Iterable[int] = ()) -> Engine
     submitted = list(submitted)
     sequences = list(scheduler.sequences())
     decoding = [sequence for sequence in sequences if sequence.phase is Phase.DECODING]
+    waiting = [sequence for sequence in sequences if sequence.phase is Phase.WAITING]
     reserved = [sequence for sequence in sequences if sequence.phase is Phase.RESERVED]
     step_tokens = scheduler.max_step_tokens
     queued = [
@@ -53,7 +54,7 @@ def take_snapshot(scheduler: Scheduler, submitted: Iterable[int] = ()) -> Engine
             for sequence in sequences
         ),
         num_running=sum(1 for sequence in sequences if sequence.phase in _RUNNING),
-        num_waiting=sum(1 for sequence in sequences if sequence.phase is Phase.WAITING) + len(submitted),
+        num_waiting=len(waiting) + len(submitted),
         queued_prefill_tokens=sum(prompt.tokens for prompt in queued),
         queued_prefill_context=sum(prompt.context for prompt in queued),
         passable=nlargest(_MAX_PASSABLE, (prompt for prompt in queued if prompt.below_tokens > 0)),
@@ -63,6 +64,9 @@ def take_snapshot(scheduler: Scheduler, submitted: Iterable[int] = ()) -> Engine
         decode_kv_tokens=sum(len(sequence.token_ids) for sequence in decoding),
         num_used_blocks=scheduler.pool.num_used,
         num_cached_blocks=scheduler.pool.num_cached,
+        num_awaited_blocks=sum(
+            map(scheduler.pool.num_blocks_for, (*(len(s.token_ids) for s in waiting), *submitted))
+        ),
     )
 
 

@@ -74,6 +74,7 @@ def make_beat(worker: Worker, sequence: int, now_s: float) -> pb.WorkerBeat:
         num_decoding=held.num_decoding,
         num_used_blocks=held.num_used_blocks,
         num_cached_blocks=held.num_cached_blocks,
+        num_awaited_blocks=held.num_awaited_blocks,
         prefill_speed=prefill.to_proto() if prefill else None,
         decode_speed=decode.to_proto() if decode else None,
         links=worker.links.to_proto(),

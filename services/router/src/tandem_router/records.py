@@ -62,7 +62,7 @@ def load_from_beat(beat: pb.WorkerBeat | None, booked: BookedLoad) -> WorkerLoad
         queued_prefill_context=beat.queued_prefill_context + booked.queued_prefill_context,
         passable=tuple(Passable(p.below_tokens, p.tokens, p.context) for p in beat.passable),
         booked_prefill_tokens=booked.queued_prefill_tokens,
-        num_used_blocks=beat.num_used_blocks + booked.num_blocks,
+        num_used_blocks=beat.num_used_blocks + beat.num_awaited_blocks + booked.num_blocks,
         num_cached_blocks=beat.num_cached_blocks,
     )
 

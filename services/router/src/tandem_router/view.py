@@ -86,7 +86,7 @@ class WorkerLoad:
     queued_prefill_context: int = 0  # sum over those of the tokens before the step that computes each
     passable: tuple[Passable, ...] = ()  # of those, what short prompts pass
     booked_prefill_tokens: int = 0  # of the queued ones, those that the last beat does not know of
-    num_used_blocks: int = 0  # held by requests; cached blocks count as free
+    num_used_blocks: int = 0  # held or waited for by requests; cached blocks count as free
     num_cached_blocks: int = 0
 
 

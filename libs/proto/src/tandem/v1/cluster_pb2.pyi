@@ -373,6 +373,7 @@ class WorkerBeat(_message.Message):
     QUEUED_PREFILL_CONTEXT_FIELD_NUMBER: _builtins.int
     NUM_RESERVED_FIELD_NUMBER: _builtins.int
     RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_AWAITED_BLOCKS_FIELD_NUMBER: _builtins.int
     PASSABLE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     epoch: _builtins.int
@@ -394,6 +395,8 @@ class WorkerBeat(_message.Message):
     num_reserved: _builtins.int
     """Sequences that have their blocks while another worker computes their prompts, and the tokens of those."""
     reserved_tokens: _builtins.int
+    num_awaited_blocks: _builtins.int
+    """Blocks for the known tokens of sequences that wait for them; those of the prefix cache not deducted."""
     @_builtins.property
     def prefill_speed(self) -> Global___PrefillSpeed: ...
     @_builtins.property
@@ -428,11 +431,12 @@ class WorkerBeat(_message.Message):
         queued_prefill_context: _builtins.int = ...,
         num_reserved: _builtins.int = ...,
         reserved_tokens: _builtins.int = ...,
+        num_awaited_blocks: _builtins.int = ...,
         passable: _abc.Iterable[Global___PassableTokens] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "decode_speed", b"decode_speed", "prefill_speed", b"prefill_speed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "accepted_request_ids", b"accepted_request_ids", "decode_kv_tokens", b"decode_kv_tokens", "decode_speed", b"decode_speed", "epoch", b"epoch", "links", b"links", "num_cached_blocks", b"num_cached_blocks", "num_decoding", b"num_decoding", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_used_blocks", b"num_used_blocks", "num_waiting", b"num_waiting", "passable", b"passable", "prefill_speed", b"prefill_speed", "queued_prefill_context", b"queued_prefill_context", "queued_prefill_tokens", b"queued_prefill_tokens", "reserved_tokens", b"reserved_tokens", "sequence", b"sequence", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed", "_prefill_speed", b"_prefill_speed", "accepted_request_ids", b"accepted_request_ids", "decode_kv_tokens", b"decode_kv_tokens", "decode_speed", b"decode_speed", "epoch", b"epoch", "links", b"links", "num_awaited_blocks", b"num_awaited_blocks", "num_cached_blocks", b"num_cached_blocks", "num_decoding", b"num_decoding", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_used_blocks", b"num_used_blocks", "num_waiting", b"num_waiting", "passable", b"passable", "prefill_speed", b"prefill_speed", "queued_prefill_context", b"queued_prefill_context", "queued_prefill_tokens", b"queued_prefill_tokens", "reserved_tokens", b"reserved_tokens", "sequence", b"sequence", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_speed: _TypeAlias = _typing.Literal["decode_speed"]  # noqa: Y015
     _WhichOneofArgType__decode_speed: _TypeAlias = _typing.Literal["_decode_speed", b"_decode_speed"]  # noqa: Y015
