@@ -50,6 +50,9 @@ class Booking:
     time_s: float
 
 
+# A request that one of its workers reported, and for so long after it the other did not, waits for room on the first.
+# It is ahead of nobody on the other, which reports it when it is.
+_HELD_UP_S = 1.0
 _NOTHING = BookedLoad()
 
 
@@ -72,66 +75,75 @@ class Bookings:
         self._max_age_s = max_age_s
         self._max_per_worker = max_per_worker
         self._workers: dict[str, _WorkerBookings] = {}
+        self._booked_on: dict[str, list[str]] = {}  # ids of workers, by request
+        self._held_up: dict[
+            str, float
+        ] = {}  # requests that one of several workers reported, and until when they count
 
     def add(self, request_id: str, bookings: Iterable[Booking]) -> None:
         """Book a request; a later booking of the same request on the same worker replaces the earlier one."""
+        self._held_up.pop(request_id, None)
         for booking in bookings:
             worker = self._workers.setdefault(booking.worker_id, _WorkerBookings())
-            replaced = worker.by_request.pop(request_id, None)
-            worker.by_request[request_id] = booking
-            if len(worker.by_request) > self._max_per_worker:
-                del worker.by_request[next(iter(worker.by_request))]
-                worker.total = None
-            elif replaced is not None or worker.total is None:
-                worker.total = None
+            if worker.by_request.pop(request_id, None) is None:
+                self._booked_on.setdefault(request_id, []).append(booking.worker_id)
             else:
+                worker.total = None
+            worker.by_request[request_id] = booking
+            if worker.total is not None:
                 worker.total = worker.total.plus(booking.load)
+            if len(worker.by_request) > self._max_per_worker:
+                self._drop(booking.worker_id, next(iter(worker.by_request)))
 
-    def observe(self, worker_id: str, epoch: int, reported: Iterable[str]) -> bool:
+    def observe(self, worker_id: str, epoch: int, reported: Iterable[str], now_s: float) -> bool:
         """A beat came: drop what it reports and what was meant for an earlier incarnation; whether that changed any."""
         worker = self._workers.get(worker_id)
         if worker is None:
             return False
         before = len(worker.by_request)
         for request_id in reported:
-            worker.by_request.pop(request_id, None)
+            if request_id in worker.by_request:
+                self._drop(worker_id, request_id)
+                if request_id in self._booked_on:
+                    self._held_up.setdefault(request_id, now_s + _HELD_UP_S)
         fenced = [request_id for request_id, booking in worker.by_request.items() if booking.epoch != epoch]
         for request_id in fenced:
-            del worker.by_request[request_id]
-        return self._dropped(worker_id, worker, before)
+            self._drop(worker_id, request_id)
+        return len(worker.by_request) < before
 
     def expire(self, now_s: float) -> set[str]:
-        """Drop what is older than the age limit: the request was never sent, or its report was missed."""
+        """Drop what is older than the age limit, since it was never sent or its report was missed, or is held up."""
         changed = set()
+        while self._held_up:
+            request_id, until_s = next(iter(self._held_up.items()))
+            if now_s < until_s:
+                break
+            changed |= self.withdraw(request_id)
         for worker_id, worker in list(self._workers.items()):
-            before = len(worker.by_request)
             while worker.by_request:
                 request_id, oldest = next(iter(worker.by_request.items()))
                 if now_s - oldest.time_s < self._max_age_s:
                     break
-                del worker.by_request[request_id]
-            if self._dropped(worker_id, worker, before):
+                self._drop(worker_id, request_id)
                 changed.add(worker_id)
         return changed
 
     def withdraw(self, request_id: str) -> set[str]:
         """Drop a request everywhere: it is being routed again."""
-        changed = set()
-        for worker_id, worker in list(self._workers.items()):
-            before = len(worker.by_request)
-            worker.by_request.pop(request_id, None)
-            if self._dropped(worker_id, worker, before):
-                changed.add(worker_id)
+        changed = set(self._booked_on.get(request_id, ()))
+        for worker_id in changed:
+            self._drop(worker_id, request_id)
         return changed
 
     def has(self, request_id: str) -> bool:
         """Whether the request is booked anywhere."""
-        return any(request_id in worker.by_request for worker in self._workers.values())
+        return request_id in self._booked_on
 
     def retain(self, worker_ids: Mapping[str, object]) -> None:
         """Forget all workers but these."""
         for worker_id in [known for known in self._workers if known not in worker_ids]:
-            del self._workers[worker_id]
+            for request_id in list(self._workers[worker_id].by_request):
+                self._drop(worker_id, request_id)
 
     def total(self, worker_id: str) -> BookedLoad:
         """All that is booked on a worker."""
@@ -153,6 +165,7 @@ class Bookings:
 
     def check_integrity(self) -> None:
         """Assert that totals are sums, that nothing exceeds its bound, and that order is by time."""
+        booked_on: dict[str, set[str]] = {}
         for worker_id, worker in self._workers.items():
             assert worker.by_request, "a worker without bookings is not kept"
             assert len(worker.by_request) <= self._max_per_worker
@@ -160,14 +173,24 @@ class Bookings:
             assert all(booking.worker_id == worker_id for booking in worker.by_request.values())
             times = [booking.time_s for booking in worker.by_request.values()]
             assert times == sorted(times)
+            for request_id in worker.by_request:
+                booked_on.setdefault(request_id, set()).add(worker_id)
+        assert {request_id: set(ids) for request_id, ids in self._booked_on.items()} == booked_on
+        assert all(len(ids) == len(set(ids)) for ids in self._booked_on.values())
+        assert self._held_up.keys() <= booked_on.keys()
+        assert list(self._held_up.values()) == sorted(self._held_up.values())
 
-    def _dropped(self, worker_id: str, worker: _WorkerBookings, before: int) -> bool:
-        if len(worker.by_request) == before:
-            return False
+    def _drop(self, worker_id: str, request_id: str) -> None:
+        worker = self._workers[worker_id]
+        del worker.by_request[request_id]
         worker.total = None
         if not worker.by_request:
             del self._workers[worker_id]
-        return True
+        elsewhere = self._booked_on[request_id]
+        elsewhere.remove(worker_id)
+        if not elsewhere:
+            del self._booked_on[request_id]
+            self._held_up.pop(request_id, None)
 
 
 def _sum(worker: _WorkerBookings) -> BookedLoad:

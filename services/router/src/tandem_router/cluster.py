@@ -62,7 +62,7 @@ class Cluster:
                 continue
             facts[worker_id] = its_facts
             if record.beat is not None:
-                self.bookings.observe(worker_id, its_facts.epoch, record.beat.accepted_request_ids)
+                self.bookings.observe(worker_id, its_facts.epoch, record.beat.accepted_request_ids, now_s)
             booked = self.bookings.total(worker_id)
             view = self._worker_views.get(worker_id)
             same = unchanged and known is not None and known.beat == record.beat
