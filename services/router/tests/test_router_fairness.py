@@ -46,8 +46,20 @@ def test_lifting_never_takes_from_a_tenant_that_is_ahead() -> None:
     shares.charge("ahead", 500)
     shares.lift("ahead", ["new"])
     assert shares.counter("ahead") == 500
-    shares.lift("alone", [])
-    assert shares.counter("alone") == 0
+    shares.lift("new", ["ahead"])
+    assert shares.counter("ahead") == shares.counter("new") == 500
+
+
+@pytest.mark.parametrize("order", [("gold", "plain"), ("plain", "gold")])
+def test_what_was_served_while_nobody_waited_is_held_against_nobody(order: tuple[str, str]) -> None:
+    shares = FairShares({"gold": 4.0})
+    for tenant in order:
+        shares.charge(tenant, 1000)
+    waiting: list[str] = []
+    for tenant in order:
+        shares.lift(tenant, waiting)
+        waiting.append(tenant)
+    assert shares.counter("gold") == shares.counter("plain") == 1000
 
 
 def test_being_forgotten_is_no_gain() -> None:

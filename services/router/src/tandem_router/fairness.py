@@ -3,6 +3,8 @@
 The one with the smallest counter is served next, and pays for what it gets by its weight, so backlogged tenants are
 served in proportion to their weights. A tenant that comes back after having had nothing to ask is *lifted* to the
 smallest counter among those that wait: time not used is not saved up, and cannot be used to push the others aside.
+When nobody waits, it is lifted to the largest counter of all, so that what was served while there was enough for
+everybody is held against nobody.
 Source: Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), the virtual token counter.
 """
 
@@ -22,6 +24,7 @@ class FairShares:
         self._max_tenants = max_tenants
         self._counters: dict[str, float] = {}  # the one charged longest ago first
         self._floor = 0.0  # what a tenant begins with that is not known
+        self._highest = 0.0  # of all counters ever
 
     def weight(self, tenant: str) -> float:
         """Its part of the whole, relative to others."""
@@ -45,8 +48,8 @@ class FairShares:
 
     def lift(self, tenant: str, waiting: Iterable[str]) -> None:
         """It begins to wait beside those that wait already: from now on it is at least where the least of them is."""
-        least = min((self.counter(other) for other in waiting if other != tenant), default=None)
-        if least is not None and self.counter(tenant) < least:
+        least = min((self.counter(other) for other in waiting if other != tenant), default=self._highest)
+        if self.counter(tenant) < least:
             self._counters.pop(tenant, None)
             self._set(tenant, least)
 
@@ -57,6 +60,7 @@ class FairShares:
 
     def _set(self, tenant: str, counter: float) -> None:
         self._counters[tenant] = counter
+        self._highest = max(self._highest, counter)
         if len(self._counters) > self._max_tenants:
             forgotten = self._counters.pop(next(iter(self._counters)))
             # Forgetting is no gain: whoever is unknown begins where the forgotten were.
