@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
 from router_fakes import busy, decode_worker, prefill_worker, queued, view_of
@@ -107,20 +108,70 @@ def test_a_refused_request_leaves_nothing_behind() -> None:
     assert world.desk.num_waiting == 1
 
 
-def test_who_cannot_start_is_passed_by_those_who_can_but_by_no_more_than_twice_its_own_tokens() -> None:
-    unable = {"large"}
+class SomeUnable(AdmissionRules):
+    """Those of these names cannot start."""
 
-    class Rules(AdmissionRules):
-        def can_start(self, query: Query, decision: Decision, *, starved: bool = False) -> bool:
-            return query.request_id not in unable and super().can_start(query, decision, starved=starved)
+    unable: ClassVar[set[str]] = set()
 
-    world = World(rules=Rules())
+    def can_start(self, query: Query, decision: Decision, *, starved: bool = False) -> bool:
+        """As the rules say otherwise."""
+        return query.request_id not in self.unable and super().can_start(query, decision, starved=starved)
+
+
+@pytest.fixture
+def unable() -> Iterator[set[str]]:
+    yield SomeUnable.unable
+    SomeUnable.unable.clear()
+
+
+def test_who_cannot_start_is_passed_on_its_workers_by_no_more_than_twice_its_own_tokens(
+    unable: set[str],
+) -> None:
+    unable.add("large")
+    world = World(rules=SomeUnable())
     world.arrive("large", num_tokens=4000)
     for number in range(12):
-        world.arrive(f"small{number:02}", num_tokens=1000)
+        world.arrive(f"small{number:02}", 10.0, num_tokens=1000)
     world.view = IDLE
     # It is charged 4,010 tokens, each of the others 1,010: eight of them are twice as much.
-    assert world.pump(1.0) == [f"small{number:02} Started" for number in range(8)]
-    assert world.pump(2.0) == []
+    assert world.pump(11.0) == [f"small{number:02} Started" for number in range(8)]
+    assert world.pump(12.0) == []
     unable.clear()
-    assert world.pump(3.0)[0] == "large Started"
+    assert world.pump(13.0)[0] == "large Started"
+
+
+@pytest.mark.parametrize(("worker", "num_started"), [("d1", 12), ("d0", 2)])
+def test_who_waits_for_one_worker_holds_nobody_up_on_others(
+    unable: set[str], worker: str, num_started: int
+) -> None:
+    world = World(rules=SomeUnable())
+    unable.add("held")
+    world.view = view_of(decode_worker("d0"), decode_worker("d1"))
+    world.arrive("held", pinned_worker_ids=["d0"])
+    for number in range(12):
+        assert isinstance(world.arrive(f"r{number:02}", 10.0, pinned_worker_ids=[worker]), Ticket)
+    assert world.pump(10.1) == [f"r{number:02} Started" for number in range(num_started)]
+
+
+@pytest.mark.parametrize(("later_s", "first"), [(0.5, "short"), (20.0, "long")])
+def test_a_short_prompt_goes_before_a_long_one_that_has_not_waited_for_long(
+    later_s: float, first: str
+) -> None:
+    world = World()
+    world.arrive("long", 0.0, num_tokens=8000)
+    world.arrive("short", later_s, num_tokens=100)
+    world.view = IDLE
+    assert world.pump(later_s + 0.1)[0] == f"{first} Started"
+
+
+def test_a_deadline_that_is_named_decides_and_otherwise_three_times_the_prompts_own_time(
+    unable: set[str],
+) -> None:
+    world = World(rules=SomeUnable())
+    world.view = IDLE
+    unable.update(("named", "unnamed"))
+    world.arrive("named", 1.0, num_tokens=8000, ttft_deadline_ms=50_000)
+    world.arrive("unnamed", 1.0, num_tokens=8000)
+    named, unnamed = (ticket.item for ticket in world.desk.waiting())
+    assert named.turn_s == named.deadline_s == 51.0
+    assert unnamed.turn_s == unnamed.due_s < unnamed.deadline_s == 61.0

@@ -1,8 +1,8 @@
 """Who starts, who waits, who is refused: queues and admission rules together. Synchronous; time is an argument.
 
 `arrive` judges a newcomer at once. `pump`, called whenever the view has changed, starts those who wait, in the queue's
-order. Who cannot start yet is passed by a few that can, but by no more than twice its own tokens: after that it holds
-up all that are behind it.
+order. Who cannot start yet is passed by those that can, but on the workers that it waits for by no more than twice its
+own tokens: after that nobody is started there before it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import Overloaded, TandemError
@@ -35,7 +36,10 @@ from tandem_router.view import ClusterView
 # not served at all.
 _REQUESTS_AHEAD = 4
 _MAX_HELD_S = 2.0
-# Of those who cannot start, how many are passed in one pump, and by how many times their own tokens in all.
+# Who names no deadline is due after so many times what computing the prompt takes: as with the turns of a worker's
+# prompts, short ones pass long ones, and nobody for ever.
+_DUE_TIMES = 3
+# Of those who cannot start, how many are passed in one pump, and by how many times their own tokens where they wait.
 _MOST_PASSED = 8
 _PATIENCE = 2
 _WAITED_TOO_LONG = "the request waited for too long; try again later"
@@ -73,6 +77,13 @@ class Ticket:
 Outcome = tuple[Ticket, Started | TandemError]
 
 
+class _Blocked(NamedTuple):
+    """Who cannot start yet, and the workers that it waits for."""
+
+    item: Waiting
+    workers: frozenset[str]
+
+
 @dataclass(slots=True)
 class _Line:
     """Those who wait for one model, by the queue's key."""
@@ -80,9 +91,8 @@ class _Line:
     queue: RequestQueue
     drain: DrainRate = field(default_factory=DrainRate)
     tickets: dict[int, Ticket] = field(default_factory=dict)
-    passed_by: dict[int, int] = field(
-        default_factory=dict
-    )  # tokens started before who came first, by its key
+    # Tokens started on workers that who came first waits for, by its key.
+    passed_by: dict[int, int] = field(default_factory=dict)
 
     def is_patient(self, item: Waiting) -> bool:
         """Whether others may still pass it."""
@@ -172,6 +182,7 @@ class Desk:
             request_class=query.request_class,
             num_tokens=charged_tokens(query),
             arrived_s=now_s,
+            due_s=math.inf if query.ttft_deadline_ms else now_s + _due_ms(decision) / 1000,
             **({"deadline_s": now_s + deadline_ms / 1000} if deadline_ms else {}),
         )
         try:
@@ -202,7 +213,7 @@ class Desk:
         """
         for line in list(self._lines.values()):
             yield from self._give_up(line, now_s)
-            blocked: list[Waiting] = []  # nothing that is started now makes room for them
+            blocked: list[_Blocked] = []  # nothing that is started now makes room for them
             while (outcome := self._start_next(line, now_s, blocked)) is not None:
                 yield outcome
 
@@ -228,10 +239,10 @@ class Desk:
             assert all(ticket.model == model for ticket in line.tickets.values())
             line.queue.check_integrity()
 
-    def _start_next(self, line: _Line, now_s: float, blocked: list[Waiting]) -> Outcome | None:
+    def _start_next(self, line: _Line, now_s: float, blocked: list[_Blocked]) -> Outcome | None:
         """Start, or fail, the next one that is not `blocked`; None when nobody can start or nobody waits."""
-        while len(blocked) < _MOST_PASSED and all(map(line.is_patient, blocked)):
-            item = line.queue.upcoming(now_s, {waiting.key for waiting in blocked})
+        while len(blocked) < _MOST_PASSED:
+            item = line.queue.upcoming(now_s, {other.item.key for other in blocked})
             if item is None:
                 return None
             ticket = line.tickets[item.key]
@@ -244,15 +255,17 @@ class Desk:
             starved = item.request_class is RequestClass.BATCH and line.queue.starved(now_s) is item
             if not starved and self._is_held(ticket, now_s):
                 break
-            if self._rules.can_start(query, decision, starved=starved):
-                for waiting in blocked:
+            workers = _workers_of(decision)
+            passed = [other.item for other in blocked if not workers.isdisjoint(other.workers)]
+            if all(map(line.is_patient, passed)) and self._rules.can_start(query, decision, starved=starved):
+                for waiting in passed:
                     line.passed_by[waiting.key] = line.passed_by.get(waiting.key, 0) + item.num_tokens
                 waited_ms = 1000 * (now_s - item.arrived_s)
                 started = self._start(ticket.message, query, view, decision, line, waited_ms)
                 self.leave(ticket)
                 line.drain.observe(now_s, item.num_tokens, backlog=bool(line.tickets))
                 return ticket, started
-            blocked.append(item)
+            blocked.append(_Blocked(item, workers))
         line.drain.observe(now_s, 0, backlog=True)
         return None
 
@@ -313,6 +326,15 @@ def charged_tokens(query: Query) -> int:
 def expected_new_tokens(max_tokens: int) -> int:
     """How long an answer is charged as until it is known: the most that it may be, up to 256."""
     return min(max_tokens, 256)
+
+
+def _due_ms(decision: Decision) -> float:
+    return _DUE_TIMES * decision.chosen.terms.get("prefill", math.inf) if decision.unit == "ms" else math.inf
+
+
+def _workers_of(decision: Decision) -> frozenset[str]:
+    chosen = decision.chosen
+    return frozenset((chosen.computing.facts.worker_id, chosen.decode.facts.worker_id))
 
 
 def _prior_rate(query: Query, view: ClusterView, decision: Decision) -> float:

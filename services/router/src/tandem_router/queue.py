@@ -3,7 +3,7 @@
 class     interactive before batch; but a batch request that has waited for the starvation bound gets one turn
           after every `turns_per_starved` interactive ones
 tenant    within a class, the one that was served the least (see `fairness`)
-deadline  within a tenant, the earliest; equals in order of arrival
+deadline  within a tenant, the earliest, or when it is due if that is sooner; equals in order of arrival
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ class Waiting:
     num_tokens: int  # of work: what it will be charged
     arrived_s: float
     deadline_s: float = math.inf
+    due_s: float = math.inf  # decides as a deadline does, but being late has no consequence
+
+    @property
+    def turn_s(self) -> float:
+        """What the waiting of one tenant are ordered by."""
+        return min(self.deadline_s, self.due_s)
 
 
 @dataclass(slots=True)
@@ -39,7 +45,7 @@ class _Class:
     """The waiting of one class."""
 
     by_key: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival
-    by_tenant: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # (deadline, key), sorted
+    by_tenant: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # (turn, key), sorted
     num_tokens: int = 0
 
 
@@ -69,7 +75,7 @@ class RequestQueue:
         if item.tenant not in waiting.by_tenant:
             self._shares.lift(item.tenant, (*waiting.by_tenant, *elsewhere))
         waiting.by_key[item.key] = item
-        insort(waiting.by_tenant.setdefault(item.tenant, []), (item.deadline_s, item.key))
+        insort(waiting.by_tenant.setdefault(item.tenant, []), (item.turn_s, item.key))
         waiting.num_tokens += item.num_tokens
 
     def head(self, now_s: float) -> Waiting | None:
@@ -106,7 +112,7 @@ class RequestQueue:
         if waiting.by_key.pop(item.key, None) is None:
             return False
         order = waiting.by_tenant[item.tenant]
-        del order[bisect_left(order, (item.deadline_s, item.key))]
+        del order[bisect_left(order, (item.turn_s, item.key))]
         if not order:
             del waiting.by_tenant[item.tenant]
         waiting.num_tokens -= item.num_tokens
@@ -152,11 +158,11 @@ class RequestQueue:
             assert waiting.num_tokens == sum(item.num_tokens for item in waiting.by_key.values())
             listed = [(tenant, entry) for tenant, order in waiting.by_tenant.items() for entry in order]
             assert len(listed) == len(waiting.by_key)
-            for tenant, (deadline_s, key) in listed:
+            for tenant, (turn_s, key) in listed:
                 item = waiting.by_key[key]
-                assert (item.tenant, item.deadline_s, item.request_class) == (
+                assert (item.tenant, item.turn_s, item.request_class) == (
                     tenant,
-                    deadline_s,
+                    turn_s,
                     request_class,
                 )
             assert all(order and order == sorted(order) for order in waiting.by_tenant.values())
