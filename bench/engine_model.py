@@ -116,7 +116,7 @@ class Measured:
             output = self._scheduler.postprocess(batch, drawn, cost)
             self.fitter.observe(**asdict(cost))
             now_s += self._clock() - started_s
-            for token in output.tokens:
+            for token in output.reports():
                 seen[token.request_id].times_s.append(now_s)
                 num_left -= token.finish_reason is not None
         return list(seen.values())

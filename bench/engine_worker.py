@@ -95,10 +95,11 @@ def tandem(model: str, device: str, kv_cache_bytes: int, max_context: int) -> Ru
             step = await anext(steps)
             if step.failures:
                 raise RuntimeError(str(step.failures))
-            new = {token.request_id for token in step.tokens} - begun
+            reports = list(step.reports())
+            new = {token.request_id for token in reports} - begun
             begun |= new
-            num_ended = sum(token.finish_reason is not None for token in step.tokens)
-            progress.step(len(new), len(step.tokens), num_ended)
+            num_ended = sum(token.finish_reason is not None for token in reports)
+            progress.step(len(new), len(reports), num_ended)
             unfinished -= num_ended
         return progress.result()
 

@@ -8,7 +8,7 @@ import time
 
 import tandem_prefill.call
 from tandem_common.service import Lifecycle, run_service
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch, Draw
 from tandem_engine.config import EngineConfig
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.torch_engine import TorchRunner
@@ -28,7 +28,7 @@ def note(**facts: object) -> None:
 class TimedRunner(TorchRunner):
     """Notes the end of every step."""
 
-    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+    def execute(self, batch: Batch) -> list[Draw]:
         """Compute, then note how many tokens."""
         drawn = super().execute(batch)
         note(event="computed", num_tokens=sum(row.num_new_tokens for row in batch.sequences))

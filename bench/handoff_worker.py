@@ -20,7 +20,7 @@ import uvloop
 from tandem.v1 import cluster_pb2, transfer_pb2
 from tandem_common.generation import Generation, StoppingParams
 from tandem_engine.api import EngineInfo
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch, Draw
 from tandem_engine.config import EngineConfig
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.torch_engine.kv_cache import KVCache
@@ -78,9 +78,9 @@ class PoolRunner:
             layout_digest=b"bench",
         )
 
-    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+    def execute(self, batch: Batch) -> list[Draw]:
         """Compute nothing."""
-        return [DrawnToken(0, None) if row.draws_token else None for row in batch.sequences]
+        return [0 if row.draws_token else None for row in batch.sequences]
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
         """The pool itself."""

@@ -164,8 +164,8 @@ def worker_token_parts() -> dict[str, float]:
         times.append(time.thread_time())
         output = scheduler.postprocess(batch, drawn, step_cost(batch, 1.0))
         times.append(time.thread_time())
-        for stream_id, tokens in enumerate(output.tokens):
-            outbox.add_tokens(stream_id, tokens.token_ids, tokens.logprobs, 0.0)
+        for stream_id, token_id in enumerate(output.plain_token_ids):
+            outbox.add_token(stream_id, token_id)
         outbox.take().SerializeToString()
         times.append(time.thread_time())
         if step >= warm_up:

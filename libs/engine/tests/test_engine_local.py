@@ -20,7 +20,7 @@ from tandem_engine import (
     create_engine,
 )
 from tandem_engine.api import Borrowed
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch, Draw
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.simulated import SimulatedRunner
 
@@ -40,7 +40,7 @@ class GatedRunner(SimulatedRunner):
         self.broken = False
         self.closed = False
 
-    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+    def execute(self, batch: Batch) -> list[Draw]:
         if self.num_steps == self.held_step:
             self.gate.clear()
         self.in_step.set()
@@ -104,13 +104,13 @@ async def outputs_until(engine: LocalEngine, enough: Callable[[StepOutput], bool
 
 
 def ends(name: str) -> Callable[[StepOutput], bool]:
-    return lambda output: any(t.request_id == name and t.finish_reason is not None for t in output.tokens)
+    return lambda output: any(t.request_id == name and t.finish_reason is not None for t in output.reports())
 
 
 async def test_a_request_is_generated_reported_and_forgotten(engine: LocalEngine) -> None:
     engine.submit(generation("a", range(10), 3))
     outputs = await outputs_until(engine, ends("a"))
-    reports = [report for output in outputs for report in output.tokens]
+    reports = [report for output in outputs for report in output.reports()]
     assert [len(report.token_ids) for report in reports] == [1, 1, 1]
     assert [report.num_cached_tokens for report in reports] == [0, None, None]
     assert reports[-1].finish_reason is FinishReason.LENGTH
@@ -156,7 +156,7 @@ async def test_a_cancelled_request_is_gone_without_a_report(engine: LocalEngine)
     assert engine.snapshot().num_used_blocks == 0
     engine.submit(generation("b", range(10), 1))
     outputs = await outputs_until(engine, ends("b"))
-    assert {t.request_id for output in outputs for t in output.tokens} == {"b"}
+    assert {t.request_id for output in outputs for t in output.reports()} == {"b"}
 
 
 async def test_blocks_are_handed_over_while_the_prompt_is_still_computed(engine: LocalEngine) -> None:
@@ -172,7 +172,7 @@ async def test_blocks_are_handed_over_while_the_prompt_is_still_computed(engine:
                 other.blocks.writing("a", block, 1) as [target],
             ):
                 target[:] = source
-        held = await outputs_until(engine, lambda output: bool(output.tokens))
+        held = await outputs_until(engine, lambda output: any(output.reports()))
         first = held[-1].tokens[0].token_ids[0]
         await other.blocks.activate("a", FirstToken(token_id=first, num_cached_tokens=3))
         handed = await outputs_until(other, ends("a"))
@@ -180,7 +180,7 @@ async def test_blocks_are_handed_over_while_the_prompt_is_still_computed(engine:
         local = await outputs_until(engine, ends("local"))
     finally:
         await other.stop()
-    tokens = [[token for o in run for t in o.tokens for token in t.token_ids] for run in (handed, local)]
+    tokens = [[token for o in run for t in o.reports() for token in t.token_ids] for run in (handed, local)]
     assert tokens[0] == tokens[1]
     assert len(tokens[0]) == 6
     assert handed[0].tokens[0].num_cached_tokens == 3
@@ -309,7 +309,7 @@ async def test_a_reader_that_is_cancelled_leaves_no_loan(engine: LocalEngine) ->
     with pytest.raises(asyncio.CancelledError):
         await reading
     runner.gate.set()
-    await outputs_until(engine, lambda output: bool(output.tokens))
+    await outputs_until(engine, lambda output: any(output.reports()))
     engine.cancel("a")
     await eventually(lambda: engine.snapshot().num_used_blocks == 0)
 
@@ -331,12 +331,14 @@ async def test_blocks_on_a_device_are_copied_to_the_host_and_back() -> None:
         await there.blocks.reserve(generation("a", range(20), 6))
         async with here.blocks.reading("a", 0, 5) as [source], there.blocks.writing("a", 0, 5) as [target]:
             target[:] = source
-        first = (await outputs_until(here, lambda output: bool(output.tokens)))[-1].tokens[0].token_ids[0]
+        first = (await outputs_until(here, lambda output: any(output.reports())))[-1].tokens[0].token_ids[0]
         await there.blocks.activate("a", FirstToken(token_id=first, num_cached_tokens=0))
         handed = await outputs_until(there, ends("a"))
         here.submit(generation("local", range(20), 6))
         local = await outputs_until(here, ends("local"))
-        tokens = [[token for o in run for t in o.tokens for token in t.token_ids] for run in (handed, local)]
+        tokens = [
+            [token for o in run for t in o.reports() for token in t.token_ids] for run in (handed, local)
+        ]
         assert tokens[0] == tokens[1]
     finally:
         for engine in engines:
@@ -406,7 +408,7 @@ async def test_an_engine_whose_outputs_nobody_takes_computes_no_further_but_stil
     engine.cancel("r11")
     await eventually(lambda: all(r.request_id != "r11" for r in engine.snapshot().requests))
     outputs = await outputs_until(engine, ends("r10"))
-    assert sum(len(t.token_ids) for output in outputs for t in output.tokens) == 1100
+    assert sum(len(t.token_ids) for output in outputs for t in output.reports()) == 1100
 
 
 async def test_integrity_is_checked_when_the_engine_has_been_idle_for_a_second(engine: LocalEngine) -> None:

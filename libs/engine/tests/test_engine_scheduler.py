@@ -10,7 +10,7 @@ from tandem_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from tandem_common.generation import FinishReason, Generation, RequestClass, StoppingParams
 from tandem_common.hashing import namespace_root
 from tandem_engine.api import EngineInfo, FirstToken, PrefillMode, StepOutput, TokenOutput
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.config import EngineConfig
 from tandem_engine.loans import Loan
@@ -93,10 +93,10 @@ class Rig:
         drawn = self.runner.execute(batch)
         for index, row in enumerate(batch.sequences):
             if row.draws_token and self.scripted.get(row.request_id):
-                drawn[index] = DrawnToken(self.scripted[row.request_id].pop(0), None)
+                drawn[index] = self.scripted[row.request_id].pop(0)
         output = self.scheduler.postprocess(batch, drawn)
         self.scheduler.check_integrity()
-        for report in output.tokens:
+        for report in output.reports():
             self.take(report)
         return batch, output
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tandem_common.generation import Generation, RequestClass, StoppingParams
 from tandem_common.hashing import namespace_root
 from tandem_engine.api import EngineInfo
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.snapshot import take_snapshot
@@ -54,9 +54,9 @@ class Engine:
 
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
-        drawn = [DrawnToken(7, None) if row.draws_token else None for row in batch.sequences]
+        drawn = [7 if row.draws_token else None for row in batch.sequences]
         output = self.scheduler.postprocess(batch, drawn)
-        self.finished += [token.request_id for token in output.tokens]
+        self.finished += [token.request_id for token in output.reports()]
         self.scheduler.check_integrity()
         return batch
 

@@ -1,6 +1,8 @@
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
+import pytest
 from tandem_common.errors import TandemError, Unavailable
 from tandem_engine.api import Engine, PrefillProgress, RequestFailure, StepOutput, TokenOutput
 from tandem_worker.dispatch import Dispatcher
@@ -19,6 +21,11 @@ class Owner:
         self.token_ids: list[int] = []
         self.errors: list[TandemError] = []
         self.broken = broken
+
+    def on_token(self, token_id: int) -> None:
+        if self.broken:
+            raise ZeroDivisionError
+        self.token_ids.append(token_id)
 
     def on_tokens(self, output: TokenOutput) -> None:
         if self.broken:
@@ -49,12 +56,26 @@ async def test_outputs_reach_their_owners_and_strangers_are_ignored() -> None:
     assert (first.token_ids, second.token_ids) == ([7, 7], [7])
 
 
-async def test_an_owner_at_fault_is_ended_alone() -> None:
+def plain(*request_ids: str) -> StepOutput:
+    return StepOutput(plain_request_ids=request_ids, plain_token_ids=[7] * len(request_ids))
+
+
+async def test_plain_tokens_reach_their_owners_too() -> None:
+    dispatcher, _ = make()
+    first, second = Owner(), Owner()
+    dispatcher.claim("a", first)
+    dispatcher.claim("b", second)
+    dispatcher.deliver(plain("b", "stranger", "a"))
+    assert (first.token_ids, second.token_ids) == ([7], [7])
+
+
+@pytest.mark.parametrize("kind", [step, plain])
+async def test_an_owner_at_fault_is_ended_alone(kind: Callable[..., StepOutput]) -> None:
     dispatcher, _ = make()
     bad, good = Owner(broken=True), Owner()
     dispatcher.claim("bad", bad)
     dispatcher.claim("good", good)
-    dispatcher.deliver(step("bad", "good"))
+    dispatcher.deliver(kind("bad", "good"))
     assert good.token_ids == [7]
     assert [error.message for error in bad.errors] == ["internal error"]
 

@@ -120,7 +120,7 @@ class RequestFlow:
         """A step of this worker ended."""
         for progress in output.progress:
             self._ship(worker, progress)
-        for token in output.tokens:
+        for token in output.reports():
             live = self._live.get(token.request_id)
             if live is None:
                 continue

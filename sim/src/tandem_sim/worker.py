@@ -10,7 +10,7 @@ from typing import Protocol
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.speed import SpeedFitter
 from tandem_engine.api import EngineInfo, StepCost, StepOutput
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch, Draw
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.snapshot import take_snapshot
@@ -181,7 +181,7 @@ class Worker:
             decode_kv_tokens=work.decode_kv_tokens,
         )
         # The seed of a simulated request is the token that it draws over and over.
-        drawn = [DrawnToken(row.sampling.seed, None) if row.draws_token else None for row in batch.sequences]
+        drawn: list[Draw] = [row.sampling.seed if row.draws_token else None for row in batch.sequences]
         output = self.scheduler.postprocess(batch, drawn)
         if output.removed_hashes or output.stored_hashes:
             self._listener.on_cache_changed(self, output.removed_hashes, output.stored_hashes)

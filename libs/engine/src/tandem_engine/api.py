@@ -16,7 +16,7 @@ A request's life in an engine:
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -117,14 +117,27 @@ class StepCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOutput:
-    """Everything that one engine step made known; empty steps are not reported."""
+    """Everything that one engine step made known; empty steps are not reported.
 
+    Most tokens are plain: the one new token of a request that goes on, of which there is nothing else to say. They come
+    as two columns, since an object for each costs more than all else that is done with them. A request is either among
+    them or in `tokens`, or in neither.
+    """
+
+    plain_request_ids: Sequence[str] = ()
+    plain_token_ids: Sequence[int] = ()  # one per plain request
     tokens: Sequence[TokenOutput] = ()
     progress: Sequence[PrefillProgress] = ()  # of PrefillMode.HOLD requests only
     failures: Sequence[RequestFailure] = ()
     removed_hashes: Sequence[bytes] = ()  # blocks evicted from the prefix cache, before those stored
     stored_hashes: Sequence[bytes] = ()
     cost: StepCost | None = None  # None when nothing was computed
+
+    def reports(self) -> Iterator[TokenOutput]:
+        """All tokens, the plain ones too, for those who are in no hurry."""
+        for request_id, token_id in zip(self.plain_request_ids, self.plain_token_ids, strict=True):
+            yield TokenOutput(request_id=request_id, token_ids=(token_id,))
+        yield from self.tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

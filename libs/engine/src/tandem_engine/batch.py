@@ -44,10 +44,14 @@ class Batch:
 
 @dataclass(slots=True)
 class DrawnToken:
-    """A token that a runner drew, with log-probabilities when the request asked for them."""
+    """A token that a runner drew, with the log-probabilities that the request asked for."""
 
     token_id: int
-    logprobs: TokenLogprobs | None
+    logprobs: TokenLogprobs
+
+
+# What a row drew: the token's id alone unless log-probabilities come with it; None when it is not to draw.
+Draw = int | DrawnToken | None
 
 
 class Runner(Protocol):
@@ -57,7 +61,7 @@ class Runner(Protocol):
         """Load the model and allocate the blocks; raises ModelError with the fix."""
         ...
 
-    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+    def execute(self, batch: Batch) -> list[Draw]:
         """Compute one step: one entry per row, None where `draws_token` is False. Any exception is fatal."""
         ...
 

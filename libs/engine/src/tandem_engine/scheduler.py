@@ -33,7 +33,7 @@ from tandem_engine.api import (
     TokenLogprobs,
     TokenOutput,
 )
-from tandem_engine.batch import Batch, DrawnToken, ScheduledSequence
+from tandem_engine.batch import Batch, Draw, ScheduledSequence
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.block_table import BlockTable
 from tandem_engine.integrity import require
@@ -148,19 +148,27 @@ class Scheduler:
         granted, self._granted = self._granted, []
         return [sequence for sequence in granted if sequence.phase is Phase.RESERVED]
 
-    def postprocess(
-        self, batch: Batch, drawn: list[DrawnToken | None], cost: StepCost | None = None
-    ) -> StepOutput:
+    def postprocess(self, batch: Batch, drawn: list[Draw], cost: StepCost | None = None) -> StepOutput:
         """Take in what a runner computed for the last batch, and say what it made known."""
+        plain_request_ids: list[str] = []
+        plain_token_ids: list[int] = []
         tokens: list[TokenOutput] = []
         progress: list[PrefillProgress] = []
         scheduled, self._scheduled = self._scheduled, []
-        block_size = self.pool.block_size
+        block_size, decoding = self.pool.block_size, Phase.DECODING
         for sequence, row, draw in zip(scheduled, batch.sequences, drawn, strict=True):
             before = sequence.num_computed_tokens
             computed = sequence.num_computed_tokens = before + row.num_new_tokens
             if computed // block_size > before // block_size:
                 sequence.table.share_filled(sequence.token_ids, computed)
+            if sequence.phase is decoding and type(draw) is int:
+                reason = sequence.append(draw)
+                if reason is None:
+                    plain_request_ids.append(sequence.request_id)
+                    plain_token_ids.append(draw)
+                else:
+                    tokens.append(self._report(sequence, draw, None, reason))
+                continue
             if sequence.prefill is PrefillMode.HOLD and computed > sequence.num_reported_tokens:
                 # A preempted one says nothing until it is further than before: what was said stays true.
                 sequence.num_reported_tokens = computed
@@ -171,14 +179,22 @@ class Scheduler:
                         num_cached_tokens=sequence.num_cached_tokens or 0,
                     )
                 )
-            if draw is not None:
+            if isinstance(draw, int):
+                tokens.append(self._take(sequence, draw, None))
+            elif draw is not None:
                 tokens.append(self._take(sequence, draw.token_id, draw.logprobs))
             require(
                 (draw is not None) == row.draws_token, "the runner drew other tokens than it was asked for"
             )
         removed, stored = self.pool.take_changes()
         return StepOutput(
-            tokens=tokens, progress=progress, removed_hashes=removed, stored_hashes=stored, cost=cost
+            plain_request_ids=plain_request_ids,
+            plain_token_ids=plain_token_ids,
+            tokens=tokens,
+            progress=progress,
+            removed_hashes=removed,
+            stored_hashes=stored,
+            cost=cost,
         )
 
     def check_integrity(self) -> None:
@@ -220,11 +236,12 @@ class Scheduler:
 
     def _decode_rows(self) -> list[ScheduledSequence]:
         rows: list[ScheduledSequence] = []
-        running, block_size = self._running, self.pool.block_size
+        running, block_size, scheduled = self._running, self.pool.block_size, self._scheduled
         for sequence in running[: self._num_places]:
             if sequence.phase is not Phase.DECODING:
                 continue  # prefilling, or preempted just now
             computed = sequence.num_computed_tokens
+            row = sequence.decode_row
             if computed % block_size == 0 and len(sequence.table.block_ids) * block_size == computed:
                 while self.pool.num_available == 0:
                     # Never one that has a row already: those are senior to this one.
@@ -233,7 +250,12 @@ class Scheduler:
                     if victim is sequence:
                         return rows
                 sequence.table.grow()
-            rows.append(self._row(sequence, 1, draws_token=True))
+            if row is None:
+                row = sequence.decode_row = sequence.row(1)
+            else:
+                row.num_computed_tokens = computed
+            rows.append(row)
+            scheduled.append(sequence)
         return rows
 
     def _chunk_rows(self, num_step_tokens: int) -> list[ScheduledSequence]:
@@ -247,39 +269,35 @@ class Scheduler:
                 num_new_tokens = min(num_new_tokens, max(0, _FULL_STEP_TOKENS - (num_step_tokens - num_left)))
             if num_new_tokens > 0:
                 num_left -= num_new_tokens
-                draws_token = num_new_tokens == sequence.num_uncomputed_tokens
-                rows.append(self._row(sequence, num_new_tokens, draws_token=draws_token))
+                rows.append(sequence.row(num_new_tokens))
+                self._scheduled.append(sequence)
         return rows
-
-    def _row(self, sequence: Sequence, num_new_tokens: int, *, draws_token: bool) -> ScheduledSequence:
-        self._scheduled.append(sequence)
-        return ScheduledSequence(
-            sequence.request_id,
-            sequence.token_ids,
-            sequence.num_computed_tokens,
-            num_new_tokens,
-            sequence.table.block_ids,
-            sequence.num_prompt_tokens,
-            sequence.sampling,
-            sequence.stopping,
-            draws_token,
-        )
 
     def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
         """Append a drawn token, end or go on, and report it."""
         num_cached_tokens = None if sequence.has_output else sequence.num_cached_tokens
         sequence.has_output = True
-        reason = None
-        if sequence.prefill is PrefillMode.HOLD:
-            # Whether the token ends the sequence is for the worker to say that goes on from it.
-            sequence.token_ids.append(token_id)
-            sequence.phase = Phase.HELD
-            self._running.remove(sequence)
-        else:
+        if sequence.prefill is not PrefillMode.HOLD:
             sequence.phase = Phase.DECODING
             reason = sequence.append(token_id)
-            if reason is not None:
-                self._end(sequence)
+            return self._report(sequence, token_id, logprobs, reason, num_cached_tokens)
+        # Whether the token ends the sequence is for the worker to say that goes on from it.
+        sequence.token_ids.append(token_id)
+        sequence.phase = Phase.HELD
+        self._running.remove(sequence)
+        return self._report(sequence, token_id, logprobs, None, num_cached_tokens)
+
+    def _report(
+        self,
+        sequence: Sequence,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        reason: FinishReason | None,
+        num_cached_tokens: int | None = None,
+    ) -> TokenOutput:
+        """The report of a token that was drawn; ends the sequence if there is a reason."""
+        if reason is not None:
+            self._end(sequence)
         stopped = reason is FinishReason.STOP
         return TokenOutput(
             request_id=sequence.request_id,

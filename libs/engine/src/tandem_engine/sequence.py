@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tandem_common.generation import FinishReason, Generation, RequestClass, SamplingParams, StoppingParams
 
 from tandem_engine.api import PrefillMode
+from tandem_engine.batch import ScheduledSequence
 from tandem_engine.block_pool import CacheEntry
 from tandem_engine.block_table import BlockTable
 from tandem_engine.integrity import require
@@ -45,15 +46,17 @@ class Sequence:
     token_ids: list[int]
     num_prompt_tokens: int
     num_given_tokens: int  # that it came with: the prompt and what was generated before a resumption
-    max_tokens: int  # that may be generated, within the model's context
+    max_length: int  # of the token ids, within the model's context
     sampling: SamplingParams
     stopping: StoppingParams
+    stop_token_ids: frozenset[int]
     table: BlockTable
     phase: Phase = Phase.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None  # prompt tokens found in the cache when it was first admitted
     num_reported_tokens: int = 0  # computed tokens last reported as progress
     has_output: bool = False  # a token of it was reported
+    decode_row: ScheduledSequence | None = None  # as of the last step: see `row`
     unwritten_blocks: set[int] = field(default_factory=set)  # RESERVED only: indices in the table
 
     @property
@@ -77,6 +80,7 @@ class Sequence:
     def close(self) -> None:
         """Give up all blocks; the sequence waits, or has ended."""
         self.table.release()
+        self.decode_row = None
         self.num_computed_tokens = 0
         self.phase = Phase.WAITING
 
@@ -85,11 +89,28 @@ class Sequence:
 
         A stop token that ends it is not appended. It does not end it before `min_tokens`.
         """
-        num_generated = len(self.token_ids) - self.num_prompt_tokens
-        if token_id in self.stopping.stop_token_ids and num_generated >= self.stopping.min_tokens:
+        token_ids = self.token_ids
+        if (
+            token_id in self.stop_token_ids
+            and len(token_ids) - self.num_prompt_tokens >= self.stopping.min_tokens
+        ):
             return FinishReason.STOP
-        self.token_ids.append(token_id)
-        return FinishReason.LENGTH if num_generated + 1 >= self.max_tokens else None
+        token_ids.append(token_id)
+        return FinishReason.LENGTH if len(token_ids) >= self.max_length else None
+
+    def row(self, num_new_tokens: int) -> ScheduledSequence:
+        """It as a row of a step that computes so many of its tokens."""
+        return ScheduledSequence(
+            self.request_id,
+            self.token_ids,
+            self.num_computed_tokens,
+            num_new_tokens,
+            self.table.block_ids,
+            self.num_prompt_tokens,
+            self.sampling,
+            self.stopping,
+            num_new_tokens == self.num_uncomputed_tokens,
+        )
 
     def check_integrity(self, block_size: int) -> None:
         """Raise BrokenInvariant unless phase, tokens and blocks agree."""
@@ -141,8 +162,9 @@ def make_sequence(
         token_ids=list(generation.token_ids),
         num_prompt_tokens=generation.num_prompt_tokens,
         num_given_tokens=len(generation.token_ids),
-        max_tokens=min(generation.stopping.max_tokens, room),
+        max_length=generation.num_prompt_tokens + min(generation.stopping.max_tokens, room),
         sampling=generation.sampling,
         stopping=generation.stopping,
+        stop_token_ids=generation.stopping.stop_token_ids,
         table=table,
     )

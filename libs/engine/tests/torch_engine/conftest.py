@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,6 @@ class Track:
     sampling: SamplingParams
     stopping: StoppingParams
     num_computed_tokens: int = 0
-    drawn: list[DrawnToken] = field(default_factory=list)
 
     @property
     def output(self) -> list[int]:
@@ -260,8 +259,7 @@ class Driver:
         for (track, num_new_tokens), token in zip(rows, drawn, strict=True):
             track.num_computed_tokens += num_new_tokens
             if token is not None:
-                track.token_ids.append(token.token_id)
-                track.drawn.append(token)
+                track.token_ids.append(token.token_id if isinstance(token, DrawnToken) else token)
 
     def logits(self, track: Track, num_new_tokens: int) -> torch.Tensor | None:
         """Advance one track without drawing; logits (vocab_size,) when it reached its last token."""

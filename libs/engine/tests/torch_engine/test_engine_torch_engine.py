@@ -59,7 +59,7 @@ class Running:
             self.preempted |= waiting & self.tokens.keys()
             for failure in step.failures:
                 self.ended[failure.request_id] = failure.error
-            for output in step.tokens:
+            for output in step.reports():
                 self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
                 if output.num_cached_tokens is not None:
                     self.cached[output.request_id] = output.num_cached_tokens

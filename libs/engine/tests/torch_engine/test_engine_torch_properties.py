@@ -130,7 +130,7 @@ class Reference:
                     draws_token=True,
                 )
                 [drawn] = draw_tokens(out.logits[:, -1].float().clone(), [row])
-                token_ids.append(drawn.token_id)
+                token_ids.append(drawn)
             self._said[key] = token_ids[len(prompt) :]
         return self._said[key]
 
@@ -189,7 +189,7 @@ class Desk:
             async for step in self.engine.steps():
                 for failure in step.failures:
                     self.ended[failure.request_id] = failure.error
-                for output in step.tokens:
+                for output in step.reports():
                     self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
                     self.num_cached_tokens += output.num_cached_tokens or 0
                     if output.finish_reason is not None:

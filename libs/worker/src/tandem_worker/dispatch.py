@@ -18,8 +18,12 @@ _log = get_logger("dispatch")
 class RequestOwner(Protocol):
     """Who is told what becomes of a request. Called from the event loop; must not block or await."""
 
+    def on_token(self, token_id: int) -> None:
+        """A plain token: see StepOutput."""
+        ...
+
     def on_tokens(self, output: TokenOutput) -> None:
-        """New tokens, and perhaps the end."""
+        """New tokens that are not plain, and perhaps the end."""
         ...
 
     def on_progress(self, progress: PrefillProgress) -> None:
@@ -89,7 +93,13 @@ class Dispatcher:
     def deliver(self, step: StepOutput) -> None:
         """Hand one step's outputs to their owners. A request whose owner is at fault is ended alone."""
         owners = self._owners
-        num_tokens = 0
+        num_tokens = len(step.plain_token_ids)
+        for request_id, token_id in zip(step.plain_request_ids, step.plain_token_ids, strict=True):
+            if owner := owners.get(request_id):
+                try:
+                    owner.on_token(token_id)
+                except Exception:  # noqa: BLE001 - the others must get theirs
+                    self._give_up(request_id, owner)
         for progress in step.progress:
             if owner := owners.get(progress.request_id):
                 try:

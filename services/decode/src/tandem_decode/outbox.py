@@ -21,39 +21,51 @@ class Outbox:
     """Tokens and events of all streams of one session, in order."""
 
     def __init__(self) -> None:
-        self.num_bytes = 0
-        self._since_s = 0.0
         self._clear()
 
     def _clear(self) -> None:
-        self.num_bytes = 0
+        self._since_s: float | None = None
         self._stream_ids: list[int] = []
-        self._token_counts: list[int] = []
         self._token_ids: list[int] = []
+        self._counts: dict[int, int] = {}  # tokens of those rows that have not just one
+        self._num_logprob_bytes = 0
         self._logprobs: dict[int, decode_pb2.StreamLogprobs] = {}
         self._events: list[decode_pb2.StreamEvent] = []
 
     def __bool__(self) -> bool:
         return bool(self._stream_ids or self._events)
 
+    @property
+    def num_bytes(self) -> int:
+        """About how much waits."""
+        return (
+            _ROW_BYTES * len(self._stream_ids)
+            + _TOKEN_BYTES * len(self._token_ids)
+            + _EVENT_BYTES * len(self._events)
+            + self._num_logprob_bytes
+        )
+
     def waiting_s(self, now_s: float) -> float:
-        """Age of the oldest thing that waits; 0 when nothing does."""
-        return now_s - self._since_s if self else 0.0
+        """How long something waits, counted from when this was first asked; 0 when nothing does."""
+        if not self:
+            return 0.0
+        if self._since_s is None:
+            self._since_s = now_s
+        return now_s - self._since_s
+
+    def add_token(self, stream_id: int, token_id: int) -> None:
+        """A row of one new token."""
+        self._stream_ids.append(stream_id)
+        self._token_ids.append(token_id)
 
     def add_tokens(
-        self,
-        stream_id: int,
-        token_ids: Sequence[int],
-        logprobs: Sequence[TokenLogprobs] | None,
-        now_s: float,
+        self, stream_id: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
     ) -> None:
         """A row of new tokens; `logprobs` has one entry per token, or is None."""
-        if not self:
-            self._since_s = now_s
+        if len(token_ids) != 1:
+            self._counts[len(self._stream_ids)] = len(token_ids)
         self._stream_ids.append(stream_id)
-        self._token_counts.append(len(token_ids))
         self._token_ids.extend(token_ids)
-        self.num_bytes += _ROW_BYTES + _TOKEN_BYTES * len(token_ids)
         if logprobs is not None:
             column = self._logprobs.get(stream_id)
             if column is None:
@@ -66,21 +78,20 @@ class Outbox:
                         top_logprobs=entry.top_logprobs,
                     )
                 )
-                self.num_bytes += _ROW_BYTES + _TOKEN_BYTES * len(entry.top_token_ids)
+                self._num_logprob_bytes += _ROW_BYTES + _TOKEN_BYTES * len(entry.top_token_ids)
 
-    def add_event(self, event: decode_pb2.StreamEvent, now_s: float) -> None:
+    def add_event(self, event: decode_pb2.StreamEvent) -> None:
         """An event, applied after the tokens that were added before it."""
-        if not self:
-            self._since_s = now_s
         self._events.append(event)
-        self.num_bytes += _EVENT_BYTES
 
     def take(self) -> decode_pb2.SessionResponse:
         """Everything that waits, as one message."""
-        one_each = all(count == 1 for count in self._token_counts)
+        counts: Sequence[int] = ()
+        if self._counts:
+            counts = [self._counts.get(row, 1) for row in range(len(self._stream_ids))]
         response = decode_pb2.SessionResponse(
             stream_ids=self._stream_ids,
-            token_counts=() if one_each else self._token_counts,
+            token_counts=counts,
             token_ids=self._token_ids,
             logprobs=self._logprobs.values(),
             events=self._events,

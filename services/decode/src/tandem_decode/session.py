@@ -83,19 +83,20 @@ class Session:
 
     def flush(self) -> None:
         """Send what waits; ends the session when too much does. Called after each engine step."""
-        outbox = self.outbox
+        outbox, lane = self.outbox, self.lane
         if not outbox:
             return
+        by_lane = lane.is_open and self._reason is None
+        if by_lane and not lane.is_full:
+            lane.write(outbox.take().SerializeToString())
+            return
+        # What a full lane does not take gathers here, and is merged.
         if (
             outbox.num_bytes > self._max_waiting_bytes
             or outbox.waiting_s(time.monotonic()) > self._max_waiting_s
         ):
             self._overflow()
-        if self.lane.is_open and self._reason is None:
-            # What a full lane does not take gathers here, and is merged.
-            if not self.lane.is_full:
-                self.lane.write(outbox.take().SerializeToString())
-        else:
+        if not by_lane:
             self._something.set()
 
     def end(self, reason: TandemError) -> None:
@@ -178,7 +179,7 @@ class Session:
             retryable=error.retryable,
             retry_after_ms=error.retry_after_ms,
         )
-        self.outbox.add_event(decode_pb2.StreamEvent(stream_id=stream_id, error=failed), time.monotonic())
+        self.outbox.add_event(decode_pb2.StreamEvent(stream_id=stream_id, error=failed))
         self._something.set()
         _log.info("request refused", frontend_id=self.frontend_id, code=error.code.name)
 

@@ -28,6 +28,7 @@ class Stream:
 
     def __init__(self, session: Session, stream_id: int, generation: Generation, timeout_s: float) -> None:
         self._session = session
+        self._outbox = session.outbox
         self._worker = session.worker
         self.stream_id = stream_id
         self.request_id = generation.request_id
@@ -49,20 +50,26 @@ class Stream:
         else:
             self._handoff = asyncio.create_task(self._hand_off(prefill), name="handoff")
 
+    def on_token(self, token_id: int) -> None:
+        """Pass a plain token on."""
+        if not self._ended:
+            self._num_tokens += 1
+            self._outbox.add_token(self.stream_id, token_id)
+
     def on_tokens(self, output: TokenOutput) -> None:
         """Pass new tokens on, and the end."""
         if self._ended:
             return
-        outbox, now_s = self._session.outbox, time.monotonic()
+        outbox = self._outbox
         if output.token_ids:
             self._num_tokens += len(output.token_ids)
-            outbox.add_tokens(self.stream_id, output.token_ids, output.logprobs, now_s)
+            outbox.add_tokens(self.stream_id, output.token_ids, output.logprobs)
         if output.num_cached_tokens is not None:
             started = decode_pb2.StreamStarted(
                 num_cached_tokens=min(output.num_cached_tokens, self._generation.num_prompt_tokens),
                 prefill_worker_id=self._prefill_worker_id,
             )
-            outbox.add_event(decode_pb2.StreamEvent(stream_id=self.stream_id, started=started), now_s)
+            outbox.add_event(decode_pb2.StreamEvent(stream_id=self.stream_id, started=started))
         if output.finish_reason is not None:
             finished = decode_pb2.StreamFinished(
                 reason=generation_pb2.FinishReason.ValueType(output.finish_reason.value),
@@ -94,7 +101,7 @@ class Stream:
             return
         self._ended = True
         self._expiry.cancel()
-        self._session.outbox.add_event(event, time.monotonic())
+        self._outbox.add_event(event)
         self._session.forget(self)
         if self._handoff is None:
             self._worker.dispatcher.release(self._generation.request_id)

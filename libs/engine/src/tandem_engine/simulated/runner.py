@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_engine.api import EngineInfo, ModelError, StepCost
-from tandem_engine.batch import Batch, DrawnToken, ScheduledSequence
+from tandem_engine.batch import Batch, Draw, DrawnToken, ScheduledSequence
 from tandem_engine.config import EngineConfig
 from tandem_engine.simulated.running_state import (
     FIRST_STATE,
@@ -54,6 +54,7 @@ class SimulatedRunner:
         self._block_size = config.block_size
         self._vocab_size = DEFAULT_VOCAB_SIZE
         self._blocks: list[memoryview] = []
+        self._states = memoryview(b"").cast("Q")  # those of all blocks, one per token
         self._heads: dict[str, _Head] = {}  # by request
 
     def load(self) -> EngineInfo:
@@ -67,6 +68,7 @@ class SimulatedRunner:
             max_context_tokens = min(max_context_tokens, config.max_context_tokens)
         block_bytes = block_size * STATE_BYTES
         memory = memoryview(bytearray(num_blocks * block_bytes))
+        self._states = memory.cast("Q")
         self._blocks = [memory[i * block_bytes : (i + 1) * block_bytes] for i in range(num_blocks)]
         layout = f"simulated v1, {block_size} tokens per block, vocabulary {self._vocab_size}"
         return EngineInfo(
@@ -83,7 +85,7 @@ class SimulatedRunner:
             layout_digest=blake2b(layout.encode(), digest_size=16).digest(),
         )
 
-    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+    def execute(self, batch: Batch) -> list[Draw]:
         """Compute the states, draw, and take as long as the formula says."""
         started = time.perf_counter()
         drawn = [self._compute(row) for row in batch.sequences]
@@ -118,9 +120,9 @@ class SimulatedRunner:
 
     def close(self) -> None:
         """Free the blocks."""
-        self._blocks = []
+        self._blocks, self._states = [], memoryview(b"").cast("Q")
 
-    def _compute(self, row: ScheduledSequence) -> DrawnToken | None:
+    def _compute(self, row: ScheduledSequence) -> Draw:
         """Write the states of the new tokens behind those in the blocks; then draw from all of them."""
         start, end = row.num_computed_tokens, row.num_computed_tokens + row.num_new_tokens
         head = self._heads.get(row.request_id)
@@ -131,12 +133,10 @@ class SimulatedRunner:
             and head.token_ids is row.token_ids
         ):
             # Decoding goes on from what the last draw read.
-            head.state = state = next_state(head.state, row.token_ids[start])
-            packed = state.to_bytes(STATE_BYTES, "little")
-            block, slot = divmod(start, self._block_size)
-            at = slot * STATE_BYTES
-            self._blocks[row.block_ids[block]][at : at + STATE_BYTES] = packed
-            head.checksum = checksum(packed, head.checksum)
+            pool, size = self._states, self._block_size
+            at = row.block_ids[start // size] * size + start % size
+            pool[at] = head.state = next_state(head.state, row.token_ids[start])
+            head.checksum = checksum(pool[at : at + 1], head.checksum)
             head.num_tokens = end
         else:
             state = FIRST_STATE if start == 0 else self._read_state(row.block_ids, start - 1)
@@ -150,7 +150,7 @@ class SimulatedRunner:
             return None
         token_id = draw_token(head.checksum, self._vocab_size, row.stopping.stop_token_ids)
         if row.sampling.logprobs is None:
-            return DrawnToken(token_id, None)
+            return token_id
         return DrawnToken(token_id, made_up_logprobs(token_id, row.sampling.logprobs, self._vocab_size))
 
     def _remember(self, request_id: str, head: _Head) -> None:
@@ -164,12 +164,11 @@ class SimulatedRunner:
 
     def _read_state(self, block_ids: Sequence[int], position: int) -> int:
         block, slot = divmod(position, self._block_size)
-        start = slot * STATE_BYTES
-        return int.from_bytes(self._blocks[block_ids[block]][start : start + STATE_BYTES], "little")
+        return self._states[block_ids[block] * self._block_size + slot]
 
     def _write_states(self, block_ids: Sequence[int], position: int, states: Sequence[int]) -> None:
         """Write states from `position` on, block by block."""
-        packed = struct.pack(f"<{len(states)}Q", *states)
+        packed = struct.pack(f"{len(states)}Q", *states)
         done = 0
         while done < len(packed):
             block, slot = divmod(position, self._block_size)

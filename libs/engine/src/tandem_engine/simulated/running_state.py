@@ -17,11 +17,8 @@ from tandem_engine.api import TokenLogprobs
 FIRST_STATE = 0x9E3779B97F4A7C15
 STATE_BYTES = 8
 _MASK = 2**64 - 1
-# Multipliers with well-spread bits: the golden ratio's, and those of the finalizer of SplitMix64 (Steele, Lea and
-# Flood 2014, "Fast splittable pseudorandom number generators").
+# Multipliers with well-spread bits; the golden ratio's is FIRST_STATE.
 _STEP = 0xD1342543DE82EF95
-_FINAL_1 = 0xBF58476D1CE4E5B9
-_FINAL_2 = 0x94D049BB133111EB
 
 
 def next_state(state: int, token_id: int) -> int:
@@ -39,16 +36,14 @@ def next_states(state: int, token_ids: Sequence[int]) -> list[int]:
     return states
 
 
-# Of states (8 bytes each, little-endian); the second argument is the checksum of those before them.
+# Of states (8 bytes each); the second argument is the checksum of those before them.
 checksum = crc32
 
 
 def draw_token(checksum: int, vocab_size: int, excluded: frozenset[int]) -> int:
     """The token that follows states with this checksum, never an excluded one if it can be helped."""
-    mixed = (checksum * FIRST_STATE) & _MASK
-    mixed = ((mixed ^ (mixed >> 30)) * _FINAL_1) & _MASK
-    mixed = ((mixed ^ (mixed >> 27)) * _FINAL_2) & _MASK
-    drawn = (mixed ^ (mixed >> 31)) % vocab_size
+    # Multiplicative hashing: the upper bits of the product depend on all of the checksum.
+    drawn = ((checksum * FIRST_STATE & _MASK) >> 32) % vocab_size
     if drawn not in excluded:
         return drawn
     for offset in range(min(vocab_size, len(excluded) + 1)):

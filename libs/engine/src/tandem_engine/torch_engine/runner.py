@@ -13,7 +13,7 @@ from tandem_common.model_source import model_revision
 from torch import Tensor
 
 from tandem_engine.api import EngineInfo, ModelError
-from tandem_engine.batch import Batch, DrawnToken
+from tandem_engine.batch import Batch, Draw
 from tandem_engine.config import EngineConfig
 from tandem_engine.torch_engine.kernels import Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
@@ -96,18 +96,18 @@ class TorchRunner:
             layout_digest=_layout_digest(name, shape, revision),
         )
 
-    def execute(self, batch: Batch) -> list[DrawnToken | None]:
+    def execute(self, batch: Batch) -> list[Draw]:
         """Compute one step and draw a token for each row that asks for one."""
         drawing = [row for row in batch.sequences if row.draws_token]
         short = self.short_step
         if short is not None and short.takes(batch) and all(map(draws_likeliest, drawing)):
-            drawn = [DrawnToken(token_id, None) for token_id in short.likeliest(batch, len(drawing))]
+            drawn: list[Draw] = [*short.likeliest(batch, len(drawing))]
         else:
             with torch.inference_mode():
                 logits = self._logits(batch)
                 drawn = draw_tokens(logits, drawing) if drawing else []
         if len(drawn) == len(batch.sequences):
-            return [*drawn]
+            return drawn
         tokens = iter(drawn)
         return [next(tokens) if row.draws_token else None for row in batch.sequences]
 

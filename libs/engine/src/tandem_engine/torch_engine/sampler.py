@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from tandem_engine.api import TokenLogprobs
-from tandem_engine.batch import DrawnToken, ScheduledSequence
+from tandem_engine.batch import Draw, DrawnToken, ScheduledSequence
 from tandem_engine.torch_engine.logit_edits import edit_logits, hides_stop_tokens
 from tandem_engine.torch_engine.random_numbers import uniform
 
@@ -36,7 +36,7 @@ def draws_likeliest(row: ScheduledSequence) -> bool:
     )
 
 
-def draw_tokens(logits: Tensor, rows: Sequence[ScheduledSequence]) -> list[DrawnToken]:
+def draw_tokens(logits: Tensor, rows: Sequence[ScheduledSequence]) -> list[Draw]:
     """One token per row of `logits` (rows, vocab_size), float32, contiguous; `logits` is overwritten."""
     edit_logits(logits, rows)
     random = [index for index, row in enumerate(rows) if not row.sampling.greedy]
@@ -47,9 +47,10 @@ def draw_tokens(logits: Tensor, rows: Sequence[ScheduledSequence]) -> list[Drawn
         if random:
             at = torch.tensor(random, device=logits.device)
             chosen[at] = _draw(logits[at], [rows[index] for index in random])
-    logprobs = _logprobs(logits, chosen, rows)
-    token_ids: list[int] = chosen.tolist()
-    return [DrawnToken(token_id, logprobs.get(index)) for index, token_id in enumerate(token_ids)]
+    drawn: list[Draw] = chosen.tolist()
+    for index, logprobs in _logprobs(logits, chosen, rows).items():
+        drawn[index] = DrawnToken(int(chosen[index]), logprobs)
+    return drawn
 
 
 def _draw(logits: Tensor, rows: Sequence[ScheduledSequence]) -> Tensor:
