@@ -132,6 +132,8 @@ def test_a_table_brought_up_to_date_is_the_same_as_a_new_one(
         fresh.local_rows,
         fresh.decode_rows,
     )
+    assert (updated.prefill_columns, updated.decode_columns) == (fresh.prefill_columns, fresh.decode_columns)
+    assert updated.not_plain >= fresh.not_plain
     assert find(query, updated, PRICING, 8) == find(query, fresh, PRICING, 8)
 
 

@@ -75,7 +75,7 @@ def weigh(query: Query, eligible: Eligible, pricing: Pricing, limits: Limits) ->
     for side in decode_sides[1:]:
         search.visit_local(side)
     cheapest = heapq.nsmallest(limits.max_listed, search.weighed, key=_cost)
-    return Weighed(tuple(_candidate(item, query) for item in cheapest), len(search.weighed))
+    return Weighed(tuple(_of(item, query) for item in cheapest), len(search.weighed))
 
 
 class _Search:
@@ -170,37 +170,51 @@ def _labels(worker: WorkerView) -> list[tuple[str, str]]:
 
 def candidate_of(query: Query, pricing: Pricing, prefill: WorkerView | None, decode: WorkerView) -> Candidate:
     """One candidate with all its terms; without `prefill` the prompt is computed where it is decoded."""
-    terms = pricing.prefill_side(prefill or decode, query)
-    side = _PrefillSide(prefill or decode, terms, terms.total)
-    decode_side_terms = pricing.decode_side(decode, query)
-    total = decode_side_terms.room + decode_side_terms.decode + decode_side_terms.neighbours
-    ship = pricing.ship(prefill, terms, decode, query) if prefill is not None else 0.0
-    item = _Weighed(side.total + total + ship, ship, side, _DecodeSide(decode, decode_side_terms, total))
-    return _candidate(item, query)
-
-
-def _candidate(item: _Weighed, query: Query) -> Candidate:
-    computing, decode = item.prefill, item.decode
-    local = computing.worker is decode.worker
-    terms = {
-        "queue": computing.terms.queue,
-        "prefill": computing.terms.prefill,
-        "room": decode.terms.room,
-        "decode": decode.terms.decode,
-        "stall": computing.terms.stall,
-        "followers": computing.terms.followers,
-        "neighbours": decode.terms.neighbours,
-    }
-    if not local:
-        terms["ship"] = item.ship
-    return Candidate(
-        decode=decode.worker,
-        prefill=None if local else computing.worker,
-        decode_cached_blocks=query.cached_at(decode.worker),
-        prefill_cached_blocks=query.cached_at(computing.worker),
-        terms=terms,
-        cost=item.cost,
+    computing = prefill or decode
+    terms = pricing.prefill_side(computing, query)
+    decode_terms = pricing.decode_side(decode, query)
+    if prefill is None:
+        return _candidate(query, computing, terms, decode, decode_terms)
+    return _candidate(
+        query, computing, terms, decode, decode_terms, pricing.ship(prefill, terms, decode, query)
     )
+
+
+def _candidate(
+    query: Query,
+    computing: WorkerView,
+    prefill_terms: PrefillTerms,
+    decode: WorkerView,
+    decode_terms: DecodeTerms,
+    ship: float | None = None,  # of a pair
+) -> Candidate:
+    queue, prefill, stall, followers, _ = prefill_terms
+    room, decoding, neighbours = decode_terms
+    terms = {
+        "queue": queue,
+        "prefill": prefill,
+        "room": room,
+        "decode": decoding,
+        "stall": stall,
+        "followers": followers,
+        "neighbours": neighbours,
+    }
+    if ship is not None:
+        terms["ship"] = ship
+    return Candidate(
+        decode=decode,
+        prefill=None if ship is None else computing,
+        decode_cached_blocks=query.cached_at(decode),
+        prefill_cached_blocks=query.cached_at(computing),
+        terms=terms,
+        cost=sum(terms.values()),
+    )
+
+
+def _of(item: _Weighed, query: Query) -> Candidate:
+    computing, decode = item.prefill, item.decode
+    ship = None if computing.worker is decode.worker else item.ship
+    return _candidate(query, computing.worker, computing.terms, decode.worker, decode.terms, ship)
 
 
 def _cost(item: _Weighed) -> float:

@@ -19,7 +19,7 @@ from tandem_router.cost import HANDOFF_MS, decode_terms, followers_ms, length_cl
 from tandem_router.pricing import MillisecondPricing
 from tandem_router.query import Query
 from tandem_router.table import PoolTable, PrefillRow
-from tandem_router.view import Link, WorkerView
+from tandem_router.view import WorkerView
 
 # Above, a heap of the few that are wanted is quicker.
 _SORTED_AT_ONCE = 128
@@ -33,12 +33,9 @@ class Found(NamedTuple):
     num_candidates: int
 
 
-class _Work(NamedTuple):
-    """What a prompt is for workers that take as many tokens per step and hold as many of its blocks."""
-
-    num_uncached: int
-    num_steps: int
-    context_products: int  # Σ over steps of tokens · context
+# What a prompt is for workers that take as many tokens per step and hold as many of its blocks: uncached tokens, steps,
+# and Σ over steps of tokens · context.
+_Work = tuple[int, int, int]
 
 
 def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_side: int) -> Found:
@@ -54,22 +51,33 @@ def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_si
 
     if prefill_costs:
         near = _cheapest(max_per_side, _rotation(len(prefill_costs), query.tie_break), prefill_costs)
-        shipping = _Shipping(query, works, table)
-        least = prefill_costs[near[0]]
-        floors = works.floors(table, decode_costs)
+        shipping = _Shipping(works, table)
+        nearest, least = near[0], prefill_costs[near[0]]
+        # The pair of the cheapest of both sides: with something to beat, little of the rest need be priced.
+        if table.prefill[nearest] is not table.decode[first]:
+            num_candidates += 1
+            cost = least + decode_costs[first] + shipping.price(nearest, first)
+            if cost < best:
+                best, found = cost, (nearest, first)
+        # The others could not be in the cheapest pair even if shipping took no longer than a handoff must.
+        worth = [d for d in order if decode_costs[d] + HANDOFF_MS + least < best]
+        floors = works.floors(table, decode_costs, worth)
         neighbours = _Neighbours(table, prefill_costs, near) if len(prefill_costs) > max_per_side else None
-        for d in _cheapest(max_per_side, order, floors):
+        for d in _cheapest(max_per_side, worth, floors):
             # What the prefill side of a pair may cost at most, for the pair to be the cheapest.
             most = best - floors[d]
             if least >= most:
                 break
-            num_bytes = shipping.num_bytes(d)
-            links = table.links_to(d)
-            for p in (*near, *neighbours.of(d)) if neighbours else near:
-                if prefill_costs[p] < most and table.prefill[p] is not table.decode[d]:
-                    link = links.get(p) or table.link(p, d)
-                    cost = prefill_costs[p] + decode_costs[d] + shipping.price(p, link, num_bytes)
+            decode_cost, decode = decode_costs[d], table.decode[d]
+            partners = near[1:] if d == first else near
+            # Neighbours that are not near are dearer than all that are.
+            if neighbours is not None and prefill_costs[near[-1]] < most:
+                partners = partners + neighbours.of(d)
+            for p in partners:
+                cost = prefill_costs[p]
+                if cost < most and table.prefill[p] is not decode:
                     num_candidates += 1
+                    cost += decode_cost + shipping.price(p, d)
                     if cost < best:
                         best, found = cost, (p, d)
                         most = best - floors[d]
@@ -96,6 +104,7 @@ class _Works:
         self._num_tokens = query.num_tokens
         self._block_size = block_size
         self._max_cached = (query.num_tokens - 1) // block_size
+        self._num_blocks = -(-query.num_tokens // block_size)
         self.cached: Mapping[str, int] = query.cached_blocks
         self._crowding = pricing.crowding_per_ms
         self._now_ms = query.now_ms
@@ -127,54 +136,48 @@ class _Works:
     def prices(self, table: PoolTable) -> list[float]:
         """On each worker that prefills for others."""
         rows = table.prefill_rows
-        if table.step_tokens is None or not table.is_plain:
+        if table.step_tokens is None:
             costs = [self.price(row) for row in rows]
         else:
             tokens, steps, products = self._work(table.step_tokens, 0)
             crowding, now_ms, length = self._crowding, self._now_ms, self._length
-            # As `price`, without calls.
-            queues = [
-                stays[length] + (gone_ms[length] - now_ms if gone_ms[length] > now_ms else 0.0)
-                for _, stays, gone_ms, _, _, _, _, _, _ in rows
-            ]
-            owns = [
-                steps * step_factor + tokens * token_factor + products * context_factor
-                for _, _, _, _, _, step_factor, token_factor, context_factor, _ in rows
-            ]
+            # As `price` of who stalls nobody and passes nobody, without calls.
             costs = [
-                queue + own + crowding * own * (queue + own / 2)
-                for queue, own in zip(queues, owns, strict=True)
+                (queue := stays[length] + (gone_ms[length] - now_ms if gone_ms[length] > now_ms else 0.0))
+                + (own := steps * step_factor + tokens * token_factor + products * context_factor)
+                + crowding * own * (queue + own / 2)
+                for stays, gone_ms, step_factor, token_factor, context_factor in zip(
+                    *table.prefill_columns, strict=True
+                )
             ]
             position = table.prefill_position.get
             for worker_id in self.cached:
                 if (p := position(worker_id)) is not None:
                     costs[p] = self.price(rows[p])
-        self._most_steps = max((work.num_steps for work in self._known.values()), default=1)
+            for p in table.not_plain:
+                costs[p] = self.price(rows[p])
+        self._most_steps = max((num_steps for _, num_steps, _ in self._known.values()), default=1)
         self._longest = max(costs, default=0.0)
         return costs
 
-    def floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
-        """The least that a remote prefill for each decode worker adds to its own price; after `prices`."""
+    def floors(
+        self, table: PoolTable, decode_costs: Sequence[float], worth: Sequence[int]
+    ) -> dict[int, float]:
+        """The least that a remote prefill for each of these decode workers adds to its own price; after `prices`."""
         hidden = (self._most_steps - 1) / self._most_steps
         longest = self._longest
-        num_blocks = -(-self._num_tokens // self._block_size)
-        seen = 1.0 - hidden
-        # Shipping shows for what computing does not hide of it: all of it but `hidden`, and of what is longer, all.
-        floors = [
-            cost + HANDOFF_MS + latency + num_blocks * block_ms * seen
-            if num_blocks * block_ms < longest
-            else cost + HANDOFF_MS + latency + num_blocks * block_ms - longest * hidden
-            for (_, _, _, latency, block_ms), cost in zip(table.decode_rows, decode_costs, strict=True)
-        ]
-        for worker_id, num_cached in self.cached.items():
-            d = table.decode_position.get(worker_id)
-            if d is not None:
-                _, _, _, latency, block_ms = table.decode_rows[d]
-                shipping = (num_blocks - min(num_cached, self._max_cached)) * block_ms
-                floors[d] = (
-                    decode_costs[d] + HANDOFF_MS + latency + shipping - min(shipping, longest) * hidden
-                )
+        floors = {}
+        for d in worth:
+            # Shipping shows for what computing does not hide of it: all of it but `hidden`, and of what is longer, all.
+            _, _, _, latency, block_ms = table.decode_rows[d]
+            shipping = self.num_missing(table.decode[d].facts.worker_id) * block_ms
+            floors[d] = decode_costs[d] + HANDOFF_MS + latency + shipping - min(shipping, longest) * hidden
         return floors
+
+    def num_missing(self, worker_id: str) -> int:
+        """Blocks of the prompt that a worker lacks."""
+        cached = self.cached.get(worker_id, 0)
+        return self._num_blocks - (min(cached, self._max_cached) if cached else 0)
 
     def local_choices(
         self, table: PoolTable, decode_costs: Sequence[float], order: Sequence[int], best: float
@@ -201,7 +204,7 @@ class _Works:
             d = table.decode_position.get(worker_id)
             if d is not None:
                 _, stays, _, _, _, _, token_factor, _, stalled = rows[d]
-                shared = self.of(rows[d]).num_uncached * token_factor
+                shared = self.of(rows[d])[0] * token_factor
                 followers = followers_ms(stays[length], shared / stalled, crowding)
                 floors[d] = decode_costs[d] + stays[length] + shared + followers
         return floors
@@ -213,7 +216,7 @@ class _Works:
             num_cached = min(num_cached_blocks, self._max_cached) * self._block_size
             num_uncached = self._num_tokens - num_cached
             products = prompt_token_context(num_uncached, num_cached, step_tokens)
-            work = self._known[key] = _Work(num_uncached, -(-num_uncached // step_tokens), products)
+            work = self._known[key] = (num_uncached, -(-num_uncached // step_tokens), products)
         return work
 
 
@@ -221,7 +224,7 @@ def _decode_prices(query: Query, table: PoolTable, pricing: MillisecondPricing) 
     num_tokens = query.num_tokens
     num_new = min(query.max_tokens, pricing.expected_new_tokens)
     length = num_tokens + num_new // 2
-    costs = [num_new * (base + length * factor) for base, factor, _, _, _ in table.decode_rows]
+    costs = [num_new * (base + length * factor) for base, factor in zip(*table.decode_columns, strict=True)]
     if table.least_room < num_tokens:
         for d, (_, _, room_tokens, _, _) in enumerate(table.decode_rows):
             if room_tokens < num_tokens:
@@ -256,23 +259,19 @@ class _Neighbours:
 class _Shipping:
     """As `pricing.ship`, with what belongs to one side worked out once; no worker here speaks more than one format."""
 
-    def __init__(self, query: Query, works: _Works, table: PoolTable) -> None:
-        self._query = query
+    def __init__(self, works: _Works, table: PoolTable) -> None:
         self._works = works
         self._table = table
         self._computing: dict[int, tuple[float, int]] = {}  # milliseconds and steps, by position
 
-    def num_bytes(self, d: int) -> int:
-        """What the decode worker lacks."""
-        decode = self._table.decode[d]
-        num_blocks = decode.facts.blocks_of(self._query.num_tokens) - self._query.cached_at(decode)
-        return num_blocks * self._table.block_bytes[d]
-
-    def price(self, p: int, link: Link, num_bytes: int) -> float:
-        """Of handing so many bytes over from the worker at position `p`."""
+    def price(self, p: int, d: int) -> float:
+        """Of handing over what the worker at position `d` lacks from the one at position `p`."""
+        table = self._table
         computing = self._computing.get(p)
         if computing is None:
             computing = self._computing[p] = self._compute(p)
+        link = table.links_to(d).get(p) or table.link(p, d)
+        num_bytes = self._works.num_missing(table.decode[d].facts.worker_id) * table.block_bytes[d]
         return ship_ms(link, num_bytes, *computing)
 
     def _compute(self, p: int) -> tuple[float, int]:
@@ -283,7 +282,7 @@ class _Shipping:
         return steps * step_factor + (tokens * token_factor + products * context_factor) / stalled, steps
 
 
-def _cheapest(count: int, order: list[int], costs: Sequence[float]) -> list[int]:
+def _cheapest(count: int, order: list[int], costs: Sequence[float] | Mapping[int, float]) -> list[int]:
     """The first of `order` by cost; equals stay in order."""
     if len(order) <= _SORTED_AT_ONCE:
         return sorted(order, key=costs.__getitem__)[:count]

@@ -40,6 +40,7 @@ PrefillRow = tuple[str, tuple[float, ...], tuple[float, ...], tuple[int, ...], i
 # Factors of decoding: base, length factor, the longest prompt that can start at once (-1 when no place is free), and
 # of the best link to the worker the latency and the time of a block.
 DecodeRow = tuple[float, float, int, float, float]
+_SEARCHED = (1, 2, 5, 6, 7)  # of a prefill row
 _FEW = 8  # workers that one decision changes, and some more
 
 
@@ -83,6 +84,9 @@ class PoolTable:
         self.prefill_rows = [rows[i].prefill for i in common.prefill_at]
         self.local_rows = [rows[i].prefill for i in common.decode_at]
         self.decode_rows = [row for i in common.decode_at if (row := rows[i].decode) is not None]
+        # What a search goes through for all workers, as columns: stays, gone, factors; base, length factor.
+        self.prefill_columns = [[row[at] for row in self.prefill_rows] for at in _SEARCHED]
+        self.decode_columns = [[row[at] for row in self.decode_rows] for at in (0, 1)]
         self.prefill_position = common.prefill_position
         self.decode_position = common.decode_position
         self.block_bytes = common.block_bytes
@@ -90,64 +94,83 @@ class PoolTable:
         self.block_size = common.block_size
         # Found so far for each of `decode`, by position in `prefill`.
         self._links: list[dict[int, Link]] = [{} for _ in self.decode]
+        # As `_summarize` says.
+        self.step_tokens: int | None  # of all that prefill for others, if it is the same
+        self.not_plain: set[int]  # positions in `prefill`
+        self.least_room: int
+        self.least_token_factor: float
+        self.least_own_factor: float
         self._summarize()
 
     @classmethod
     def of(cls, pool: tuple[WorkerView, ...], before: Self | None) -> Self | None:
-        """The table of a pool, from the one before if that helps; None when its workers are not alike."""
+        """The table of a pool; None when its workers are not alike.
+
+        The one `before` is brought up to date if that will do, and must not be used as it was any more.
+        """
         if before is not None and len(pool) == len(before.pool):
             changed = list(compress(range(len(pool)), map(is_not, pool, before.pool)))
             if all(_same_facts(pool[i], before.pool[i]) for i in changed):
-                return before.updated(pool, changed)
+                return before if before.update(pool, changed) else None
         common = _common(pool)
         if common is None:
             return None
         rows = [row for worker in pool if (row := _row(worker, common, None)) is not None]
         return cls(pool, rows, common) if len(rows) == len(pool) else None
 
-    def updated(self, pool: tuple[WorkerView, ...], changed: Sequence[int]) -> Self | None:
-        """With other loads, speeds or links of some workers: a booking changes one or two of a thousand."""
-        common = self._common
-        table = object.__new__(type(self))
-        table.__dict__.update(self.__dict__)
-        table.pool = pool
-        table.prefill, table.decode = self.prefill.copy(), self.decode.copy()
-        table.prefill_rows, table.local_rows = self.prefill_rows.copy(), self.local_rows.copy()
-        table.decode_rows = self.decode_rows.copy()
-        table._links = self._links.copy()
+    def update(self, pool: tuple[WorkerView, ...], changed: Sequence[int]) -> bool:
+        """Heed other loads, speeds or links of some workers: a booking changes one or two of a thousand.
+
+        False when they are not alike any more; the table is useless then.
+        """
+        common, before = self._common, self.pool
+        self.pool = pool
         for i in changed:
-            worker, before = pool[i], self.pool[i]
+            worker = pool[i]
             worker_id = worker.facts.worker_id
             d = common.decode_position.get(worker_id)
             link: Sequence[float] | None = None
             if d is not None:
-                if worker.links is before.links or worker.links == before.links:
+                if worker.links is before[i].links or worker.links == before[i].links:
                     _, _, _, *link = self.decode_rows[d]
                 else:
-                    table._links[d] = {}
+                    self._links[d] = {}
             row = _row(worker, common, link)
             if row is None:
-                return None
+                return False
             if (p := common.prefill_position.get(worker_id)) is not None:
-                table.prefill[p], table.prefill_rows[p] = worker, row.prefill
-                if row.prefill[4] != table.step_tokens:
-                    table.step_tokens = None
-                table.is_plain = table.is_plain and _is_plain(row.prefill)
+                self._set_prefill(p, worker, row.prefill)
             if d is not None and row.decode is not None:
-                table.decode[d], table.local_rows[d], table.decode_rows[d] = worker, row.prefill, row.decode
-                table.least_room = min(table.least_room, row.decode[2])
-                token_factor, stalled = row.prefill[6], row.prefill[8]
-                table.least_token_factor = min(table.least_token_factor, token_factor)
-                table.least_own_factor = min(table.least_own_factor, token_factor / stalled)
+                self._set_decode(d, worker, row.prefill, row.decode)
         if len(changed) > _FEW:
-            table._summarize()
-        return table
+            self._summarize()
+        return True
+
+    def _set_prefill(self, p: int, worker: WorkerView, row: PrefillRow) -> None:
+        self.prefill[p], self.prefill_rows[p] = worker, row
+        for column, at in zip(self.prefill_columns, _SEARCHED, strict=True):
+            column[p] = row[at]
+        if row[4] != self.step_tokens:
+            self.step_tokens = None
+        if not _is_plain(row):
+            self.not_plain.add(p)
+
+    def _set_decode(self, d: int, worker: WorkerView, local: PrefillRow, row: DecodeRow) -> None:
+        self.decode[d], self.local_rows[d], self.decode_rows[d] = worker, local, row
+        self.decode_columns[0][d], self.decode_columns[1][d], room, _, _ = row
+        self.least_room = min(self.least_room, room)
+        token_factor, stalled = local[6], local[8]
+        self.least_token_factor = min(self.least_token_factor, token_factor)
+        self.least_own_factor = min(self.least_own_factor, token_factor / stalled)
 
     def _summarize(self) -> None:
-        """Note what makes most of a search superfluous. A booking may leave minima too low, until the next beats."""
+        """Note what makes most of a search superfluous.
+
+        A booking may leave minima too low, and workers not called plain that are, until the next beats.
+        """
         steps = {step_tokens for _, _, _, _, step_tokens, _, _, _, _ in self.prefill_rows}
-        self.step_tokens = steps.pop() if len(steps) == 1 else None  # of all that prefill for others
-        self.is_plain = all(map(_is_plain, self.prefill_rows))
+        self.step_tokens = steps.pop() if len(steps) == 1 else None
+        self.not_plain = {p for p, row in enumerate(self.prefill_rows) if not _is_plain(row)}
         self.least_room = min((room for _, _, room, _, _ in self.decode_rows), default=-1)
         factors = [(factor, factor / stalled) for _, _, _, _, _, _, factor, _, stalled in self.local_rows]
         self.least_token_factor = min((shared for shared, _ in factors), default=0.0)
