@@ -30,6 +30,10 @@ from tandem.v1 import cluster_pb2
 _NUM_WARMUP_SAMPLES = 3
 _MIN_SAMPLES = 8
 
+# Solving costs more than all else about a sample, and one among many changes little.
+_NUM_YOUNG_SAMPLES = 64
+_SOLVE_EVERY = 4
+
 # Steps outside of this are errors of measurement.
 _MIN_DURATION_MS, _MAX_DURATION_MS = 1e-9, 1e9
 
@@ -234,7 +238,8 @@ class _RobustFit:
         memory = max(_SHORT_MEMORY, _MEMORY * (1.0 - abs(self._bias)) ** 2)
         self._recent.add(1.0 - max(growing, 1.0 / memory), weight, x1, x2, y)
         self._long.add(1.0 - max(growing, 1.0 / _LONG_MEMORY), weight, x1, x2, y)
-        self.coefficients = _solve(self._recent, self._long)
+        if n < _NUM_YOUNG_SAMPLES or n % _SOLVE_EVERY == 0:
+            self.coefficients = _solve(self._recent, self._long)
 
 
 class _Moments:
