@@ -18,6 +18,7 @@ from typing import Any
 
 from frontend_prompts import PromptMaker, PromptShape, single_token_words
 from machine import describe_machine
+from prometheus_client import CollectorRegistry
 from tandem.v1 import decode_pb2
 from tandem_common.generation import Generation, StoppingParams
 from tandem_common.generation_proto import generation_from_proto, generation_to_proto
@@ -30,11 +31,14 @@ from tandem_engine.simulated.runner import SimulatedRunner
 from tandem_engine.step_cost import step_cost
 from tandem_frontend.answer_format import ChatFormat, Envelope
 from tandem_frontend.detokenizer import Detokenizer
+from tandem_frontend.histogram import StepHistogram
 from tandem_frontend.http_messages import HttpRequest
 from tandem_frontend.http_reader import RequestReader
 from tandem_frontend.openai_requests import parse_chat
 from tandem_frontend.options import Conversation
-from tandem_frontend.text_stream import Delta
+from tandem_frontend.plain_stream import TokenTimes
+from tandem_frontend.sse_stream import SseChoice, SseStream, StreamLimits
+from tandem_frontend.text_stream import TextStream
 from tandem_frontend.tokenizer import ModelTokenizer
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "tandem-tiny"
@@ -63,6 +67,14 @@ class _Nobody:
 
     def write(self, data: bytes) -> None:
         """Drop it."""
+
+    def is_closing(self) -> bool:
+        """Never."""
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        """It takes everything at once."""
+        return 0
 
 
 def request_parts(shape: PromptShape, tokenizer: ModelTokenizer) -> dict[str, float]:
@@ -126,14 +138,30 @@ def frontend_token_parts(tokenizer: ModelTokenizer) -> dict[str, float]:
     token_ids = [300 + i % 3000 for i in range(NUM_STREAMS)]
     response = decode_pb2.SessionResponse(stream_ids=range(NUM_STREAMS), token_ids=token_ids)
     data = response.SerializeToString()
-    chat = ChatFormat(Envelope(id="chatcmpl-0", created=0, model="tandem-tiny"), tokenizer.token_bytes)
-    detokenizer = Detokenizer(tokenizer.token_bytes)
+    table = tokenizer.token_bytes
+    request = HttpRequest(_Nobody(), "POST", "/", {})  # type: ignore[arg-type]
+    stream = SseStream(
+        request, StreamLimits(buffer_bytes=1 << 18, buffer_age_s=10, keepalive_s=10), lambda: None
+    )
+    chat = ChatFormat(Envelope(id="chatcmpl-0", created=0, model="tandem-tiny"), table)
+    text = TextStream(Detokenizer(table), (), SseChoice(stream, chat, 0))
+    times = TokenTimes(StepHistogram("gaps", "", (0.005, 0.01, 0.02), CollectorRegistry()))
+
+    def take_generally(_: int) -> None:
+        times.note(1.0)
+        text.accept((401,), ())
+
+    take_generally(0)
+    plain = text.plain(times)
+    assert plain is not None, "401 is a word"
     rounds = range(2000)
-    return {
+    parts = {
         "bytes to message": cost(lambda _: decode_pb2.SessionResponse.FromString(data), rounds) / NUM_STREAMS,
-        "token to text": cost(lambda _: detokenizer.add([401]), rounds),
-        "text to event": cost(lambda _: chat.event(0, Delta(" word", [401])), rounds),
+        "token to event, the quick way": cost(lambda _: plain.take(401, 1.0), rounds),
+        "token to event, the general way": cost(take_generally, rounds),
     }
+    stream.close()
+    return parts
 
 
 def worker_token_parts() -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Answers as bytes: whole ones and server-sent events, for both of OpenAI's endpoints.
 
-An event of the token path is one JSON string between two halves that were made when the stream began.
+An event of nothing but text is a JSON string between two halves that are made when a stream begins.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class AnswerFormat(Protocol):
         """A piece of a choice; empty when it has nothing to show yet."""
         ...
 
+    def text_frame(self, index: int) -> tuple[bytes, bytes]:
+        """What stands before and after the text in an event of nothing but text; the quotes are part of it."""
+        ...
+
     def last_event(self, index: int, completion: Completion) -> bytes:
         """The end of a choice."""
         ...
@@ -63,9 +67,6 @@ class ChatFormat:
         self._envelope = envelope
         self._table = table
         self._head, self._tail = _frame(envelope, "chat.completion.chunk")
-        # Around a text, by choice: what most events consist of.
-        self._text_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
-        self._text_heads: dict[int, bytes] = {}
 
     def first_event(self, index: int) -> bytes:
         """The role."""
@@ -79,12 +80,12 @@ class ChatFormat:
                 b'{"content":%b}' % orjson.dumps(delta.text),
                 logprobs=body.encode(chat_logprobs([delta], self._table)),
             )
-        if not delta.text:
-            return b""
-        head = self._text_heads.get(index)
-        if head is None:
-            head = self._text_heads[index] = self._head + b'{"index":%d,"delta":{"content":' % index
-        return head + orjson.dumps(delta.text) + self._text_end
+        return self._chunk(index, b'{"content":%b}' % orjson.dumps(delta.text)) if delta.text else b""
+
+    def text_frame(self, index: int) -> tuple[bytes, bytes]:
+        """Around `content`."""
+        head = self._head + b'{"index":%d,"delta":{"content":"' % index
+        return head, b'"},"logprobs":null,"finish_reason":null}' + self._tail
 
     def last_event(self, index: int, completion: Completion) -> bytes:
         """The reason."""
@@ -148,6 +149,11 @@ class CompletionFormat:
             logprobs = body.encode(completion_logprobs([delta], self._table, offset))
             return self._chunk(index, delta.text, logprobs=logprobs)
         return self._chunk(index, delta.text) if delta.text else b""
+
+    def text_frame(self, index: int) -> tuple[bytes, bytes]:
+        """Around `text`."""
+        head = self._head + b'{"index":%d,"text":"' % index
+        return head, b'","logprobs":null,"finish_reason":null}' + self._tail
 
     def last_event(self, index: int, completion: Completion) -> bytes:
         """The reason."""

@@ -16,11 +16,8 @@ class Backlog:
         self._max_age_s = max_age_s
         self._num_written = 0
         self._marks: deque[tuple[int, float]] = deque()  # (written up to here, when the first of it was)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was left unread when last asked: then writes that leave nothing need not be told."""
-        return not self._marks
+        # Whether nothing was left unread when last asked: then writes that leave nothing need not be told.
+        self.is_empty = True
 
     def wrote(self, num_bytes: int, num_buffered: int, now: float) -> str | None:
         """After a write of `num_bytes`: `num_buffered` of all bytes are still unsent. Why to give up, if so."""
@@ -30,6 +27,7 @@ class Backlog:
         num_sent = self._num_written - num_buffered
         while self._marks and self._marks[0][0] <= num_sent:
             self._marks.popleft()
+        self.is_empty = num_buffered == 0
         if num_buffered == 0:
             return None
         if self._marks and now - self._marks[-1][1] < _RESOLUTION_S:

@@ -30,6 +30,9 @@ class DeltaQueue:
             self._waiting.append(delta)
         self._wake.set()
 
+    def text_writer(self) -> None:
+        """There is none."""
+
     def close(self) -> None:
         """Nothing more comes; what waits can still be taken."""
         self._closed = True

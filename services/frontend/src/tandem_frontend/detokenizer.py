@@ -18,15 +18,21 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """Decodes one sequence. `continues_text`: it goes on after a prompt, so no leading space is stripped."""
 
-    __slots__ = ("_between_characters", "_decoder", "_size", "_strip", "_text", "_whole")
+    __slots__ = ("_between_characters", "_decoder", "_size", "_strip", "_text", "_whole", "escaped")
 
     def __init__(self, table: TokenBytes, *, continues_text: bool = False) -> None:
         self._text = table.text
         self._size = len(table.text)
         self._whole = table.whole
+        self.escaped = table.escaped
         self._decoder = _Utf8Decoder("replace")
         self._between_characters = True  # no byte is held back
         self._strip = table.strips_leading_space and not continues_text
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next token adds its own text whatever came before: `escaped`, unless that is None."""
+        return self._between_characters and not self._strip
 
     def add(self, token_ids: Sequence[int]) -> str:
         """Text that became certain with these tokens; may be empty."""

@@ -19,6 +19,7 @@ from tandem_common.generation import FinishReason
 from tandem_common.logs import get_logger
 
 from tandem_frontend.histogram import StepHistogram
+from tandem_frontend.plain_stream import PlainStream, TokenTimes
 from tandem_frontend.preparation import PreparedRequest
 from tandem_frontend.routing import Route, RouterClient
 from tandem_frontend.sessions import Session, SessionPool
@@ -63,13 +64,16 @@ class GenerationRun:
         self._request = request
         self._text = text
         self._backend = backend
-        self.token_ids: list[int] = []  # generated so far
+        self.times = TokenTimes(backend.itl_s)
         self.num_cached_tokens = 0
         self.num_migrations = 0
         self.decode_worker_ids: list[str] = []
         self.prefill_worker_id = ""
-        self.first_token_at: float | None = None  # monotonic seconds, as all times here
-        self._last_token_at = 0.0
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Generated so far."""
+        return self._text.token_ids
 
     async def run(self) -> FinishReason:
         """Generate to the end; raises what is wrong, after the tokens so far. Cancelling stops the worker."""
@@ -97,8 +101,8 @@ class GenerationRun:
                 end = await self._attempt(route, timeout)
             finally:
                 self._backend.router.note_served(query, len(self.token_ids) - num_before)
-            if self.first_token_at is not None and self.first_token_at >= routed_at:
-                self._backend.router.observe(route, self.first_token_at - routed_at)
+            if self.times.first_at is not None and self.times.first_at >= routed_at:
+                self._backend.router.observe(route, self.times.first_at - routed_at)
             if end.reason is not None:
                 self._text.finish()
                 return end.reason
@@ -144,13 +148,14 @@ class GenerationRun:
         self, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs], now: float
     ) -> bool:
         """Tokens from the live attempt; False when a stop string ended the text."""
-        if self.first_token_at is None:
-            self.first_token_at = now
-        else:
-            self._backend.itl_s.observe(now - self._last_token_at)
-        self._last_token_at = now
-        self.token_ids.extend(token_ids)
+        self.times.note(now)
         return self._text.accept(token_ids, logprobs)
+
+    def plain(self) -> PlainStream | None:
+        """The quick way for the next tokens of the live attempt, if there is one now."""
+        if self._request.generation.sampling.logprobs is not None:
+            return None
+        return self._text.plain(self.times)
 
     def started(self, started: decode_pb2.StreamStarted) -> None:
         """Only the first attempt's cache counts: later ones find what this request itself left there."""
@@ -169,8 +174,9 @@ class _Attempt:
         self.ended: asyncio.Future[_AttemptEnd] = self._loop.create_future()
         self._session: Session | None = None
         self._stream_id = 0
-        self._last_sign = time.monotonic()
+        self._began_at = time.monotonic()
         self._got_tokens = False
+        self._is_plain = False  # tokens may take the quick way
         self._patience_s = limits.first_token_timeout_s
         self._timer = self._loop.call_later(self._patience_s, self._look)
 
@@ -188,7 +194,7 @@ class _Attempt:
         """Pass them on; a stop string ends the attempt."""
         if self.ended.done():
             return
-        self._last_sign = now = time.monotonic()
+        now = time.monotonic()
         if not self._got_tokens:
             self._got_tokens = True
             self._patience_s = self._limits.token_timeout_s
@@ -197,6 +203,9 @@ class _Attempt:
         if not self._run.accept(token_ids, logprobs, now):
             self._end(_AttemptEnd(reason=FinishReason.STOP))
             self.close()
+        elif not self._is_plain and self._session is not None and (plain := self._run.plain()) is not None:
+            self._is_plain = True
+            self._session.take_plainly(self._stream_id, plain)
 
     def on_started(self, started: decode_pb2.StreamStarted) -> None:
         """Pass it on."""
@@ -223,7 +232,7 @@ class _Attempt:
 
     def _look(self) -> None:
         """Watchdog: silence for too long ends the attempt."""
-        silent_s = time.monotonic() - self._last_sign
+        silent_s = time.monotonic() - max(self._began_at, self._run.times.last_at)
         if silent_s >= self._patience_s:
             error = Unavailable(f"the worker sent no token for {silent_s:.0f} s")
             self.on_error(error, retryable=True)

@@ -114,7 +114,7 @@ class Generator:
             status=outcome,
             num_output_tokens=text.num_tokens,
             num_cached_tokens=run.num_cached_tokens,
-            ttft_ms=None if run.first_token_at is None else _ms(run.first_token_at - started_at),
+            ttft_ms=None if run.times.first_at is None else _ms(run.times.first_at - started_at),
             total_ms=_ms(time.monotonic() - started_at),
             num_migrations=run.num_migrations,
             decode_worker_ids=run.decode_worker_ids,
@@ -122,8 +122,8 @@ class Generator:
         )
 
     def _count(self, num_prompt_tokens: int, run: GenerationRun, text: TextStream, started_at: float) -> None:
-        if run.first_token_at is not None:
-            self._metrics.ttft_s.observe(run.first_token_at - started_at)
+        if run.times.first_at is not None:
+            self._metrics.ttft_s.observe(run.times.first_at - started_at)
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.cached_tokens.inc(run.num_cached_tokens)
         self._metrics.output_tokens.inc(text.num_tokens)

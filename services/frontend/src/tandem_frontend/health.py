@@ -103,6 +103,9 @@ class _Nowhere:
     def on_delta(self, delta: Delta) -> None:
         """Drop it."""
 
+    def text_writer(self) -> None:
+        """There is none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HealthReport:

@@ -20,11 +20,15 @@ class StepHistogram(Collector):
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
+        # All tokens of a step follow the ones before after the same time: look up its bucket once.
+        self._last_value, self._last_bucket = 0.0, bisect_left(self._bounds, 0.0)
         registry.register(self)
 
     def observe(self, value: float) -> None:
         """Count one sample."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+        if value != self._last_value:
+            self._last_value, self._last_bucket = value, bisect_left(self._bounds, value)
+        self._counts[self._last_bucket] += 1
         self._sum += value
 
     def collect(self) -> Iterator[Metric]:

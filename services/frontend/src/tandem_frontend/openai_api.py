@@ -147,6 +147,9 @@ class _Collected:
         """Keep it."""
         self.deltas.append(delta)
 
+    def text_writer(self) -> None:
+        """There is none."""
+
 
 def _json_body(request: HttpRequest) -> bytes:
     """The body; Refusal for other types and encodings: a compressed body could unpack to anything."""

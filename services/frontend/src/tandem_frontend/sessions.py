@@ -1,10 +1,10 @@
 """One `DecodeService.Session` per decode worker, shared by all requests that it decodes.
 
 The token path is synchronous: a message is read from the session's lane by the event loop itself (where there is no
-lane, from gRPC by a task), and each of its rows is handed straight to the sink of its request, which detokenizes and
-writes to the client's socket before the next row is looked at. No task is woken and nothing is queued in between. Only
-while the event loop is behind are messages gathered for a few milliseconds, so that the tokens of one request that came
-meanwhile cost one call, one event and one write.
+lane, from gRPC by a task), and each of its rows is handed straight to the sink of its request (or to the quick way that
+it has opened, see `plain_stream`), which writes to the client's socket before the next row is looked at. No task is
+woken and nothing is queued in between. Only while the event loop is behind are messages gathered for a few
+milliseconds, so that the tokens of one request that came meanwhile cost one call, one event and one write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import grpc
@@ -26,6 +27,7 @@ from tandem_common.logs import get_logger
 from tandem_common.rpc import open_channel
 
 from tandem_frontend.loop_pressure import LoopPressure
+from tandem_frontend.plain_stream import PlainStream
 from tandem_frontend.step_rows import merged, rows_of
 
 # Commands that a worker has not taken; more means that it does not read any more.
@@ -71,6 +73,7 @@ class Session:
         self.broken = False
         self._channel = open_channel(worker.address)
         self._streams: dict[int, StreamSink] = {}
+        self._plain: dict[int, PlainStream] = {}  # of some of them
         self._next_id = 1
         self._address = worker.address
         self._lane = Lane(self._on_message, lambda: None)
@@ -104,9 +107,13 @@ class Session:
         self._command_came()
         return stream_id
 
+    def take_plainly(self, stream_id: int, plain: PlainStream) -> None:
+        """Offer the tokens of a request to `plain` before its sink."""
+        self._plain[stream_id] = plain
+
     def cancel(self, stream_id: int) -> None:
         """Forget a request and tell the worker; nothing more reaches its sink. Idempotent."""
-        if self._streams.pop(stream_id, None) is not None and not self.broken:
+        if self._forget(stream_id) is not None and not self.broken:
             self._cancelled_ids.append(stream_id)
             self._command_came()
 
@@ -187,19 +194,52 @@ class Session:
             self._gathering.cancel()
             self._gathering = None
         gathered, self._gathered = self._gathered, []
+        now = time.monotonic()
         for rows, event in merged(gathered):
             for stream_id, row in rows.items():
-                self._on_tokens(stream_id, row.token_ids, row.logprobs)
+                self._on_row(stream_id, row.token_ids, row.logprobs, now)
             if event is not None:
                 self._on_event(event)
 
     def _dispatch(self, response: pb.SessionResponse) -> None:
         """Hand each row, then each event, to its request."""
-        logprobs = {entry.stream_id: entry.tokens for entry in response.logprobs}
-        for stream_id, token_ids in rows_of(response):
-            self._on_tokens(stream_id, token_ids, logprobs.get(stream_id, ()) if logprobs else ())
+        now = time.monotonic()
+        if response.token_counts or response.logprobs:
+            logprobs = {entry.stream_id: entry.tokens for entry in response.logprobs}
+            for stream_id, token_ids in rows_of(response):
+                self._on_row(stream_id, token_ids, logprobs.get(stream_id, ()), now)
+        else:
+            self._on_step(response.stream_ids[:], response.token_ids[:], now)
         for event in response.events:
             self._on_event(event)
+
+    def _on_step(self, stream_ids: Iterable[int], token_ids: Iterable[int], now: float) -> None:
+        """One token each, as in nearly every message: the loop that all else waits for."""
+        plain_streams = self._plain
+        for stream_id, token_id in zip(stream_ids, token_ids, strict=False):
+            plain = plain_streams.get(stream_id)
+            try:
+                if plain is not None and plain.take(token_id, now):
+                    continue
+            except Exception:  # noqa: BLE001 - as below
+                self._fail(stream_id)
+            self._on_tokens(stream_id, [token_id], ())
+
+    def _on_row(
+        self,
+        stream_id: int,
+        token_ids: Sequence[int],
+        logprobs: Sequence[generation_pb2.TokenLogprobs],
+        now: float,
+    ) -> None:
+        """Any number of tokens."""
+        plain = self._plain.get(stream_id)
+        try:
+            if plain is not None and not logprobs and plain.take_all(token_ids, now):
+                return
+        except Exception:  # noqa: BLE001 - as below
+            self._fail(stream_id)
+        self._on_tokens(stream_id, token_ids, logprobs)
 
     def _on_tokens(
         self, stream_id: int, token_ids: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprobs]
@@ -210,7 +250,7 @@ class Session:
             try:
                 sink.on_tokens(token_ids, logprobs)
             except Exception:  # noqa: BLE001 - one bad request never harms another
-                self._fail(stream_id, sink)
+                self._fail(stream_id)
 
     def _on_event(self, event: pb.StreamEvent) -> None:
         sink = self._streams.get(event.stream_id)
@@ -218,17 +258,17 @@ class Session:
             try:
                 self._apply(event, sink)
             except Exception:  # noqa: BLE001 - as above
-                self._fail(event.stream_id, sink)
+                self._fail(event.stream_id)
 
     def _apply(self, event: pb.StreamEvent, sink: StreamSink) -> None:
         match event.WhichOneof("event"):
             case "started":
                 sink.on_started(event.started)
             case "finished":
-                self._streams.pop(event.stream_id, None)
+                self._forget(event.stream_id)
                 sink.on_finished(event.finished)
             case "error":
-                self._streams.pop(event.stream_id, None)
+                self._forget(event.stream_id)
                 error = event.error
                 retry_after_ms = error.retry_after_ms if error.HasField("retry_after_ms") else None
                 sink.on_error(
@@ -236,16 +276,23 @@ class Session:
                     retryable=error.retryable,
                 )
 
-    def _fail(self, stream_id: int, sink: StreamSink) -> None:
+    def _forget(self, stream_id: int) -> StreamSink | None:
+        self._plain.pop(stream_id, None)
+        return self._streams.pop(stream_id, None)
+
+    def _fail(self, stream_id: int) -> None:
+        """In the handler of an exception."""
         _log.exception("a request's sink failed", worker_id=self.worker_id)
+        sink = self._streams.get(stream_id)
         self.cancel(stream_id)
-        sink.on_error(InternalError("internal error"), retryable=False)
+        if sink is not None:
+            sink.on_error(InternalError("internal error"), retryable=False)
 
     def _break(self, reason: str) -> None:
         if self.broken:
             return
         self.broken = True
-        streams, self._streams = self._streams, {}
+        streams, self._streams, self._plain = self._streams, {}, {}
         if streams:
             _log.warning(reason, worker_id=self.worker_id, epoch=self.epoch, num_streams=len(streams))
         for sink in streams.values():

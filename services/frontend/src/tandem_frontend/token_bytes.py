@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from tandem_common.config import ConfigError
 from tokenizers import Tokenizer
 
@@ -35,10 +36,15 @@ class TokenBytes:
     strips_leading_space: bool
     # `text` as text; None for a token that is not text by itself.
     whole: Sequence[str | None] = field(init=False, repr=False, compare=False)
+    # `whole` as what stands between the quotes of a JSON string; None also for a token without text. The pieces of
+    # several tokens one after the other are the piece of their text.
+    escaped: Sequence[bytes | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Decode each token once, so that the token path need not."""
-        object.__setattr__(self, "whole", [_whole(spelled) for spelled in self.text])
+        """Decode and escape each token once, so that the token path need not."""
+        whole = [_whole(spelled) for spelled in self.text]
+        object.__setattr__(self, "whole", whole)
+        object.__setattr__(self, "escaped", [orjson.dumps(text)[1:-1] if text else None for text in whole])
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> TokenBytes:
