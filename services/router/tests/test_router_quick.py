@@ -85,6 +85,7 @@ QUERIES = st.builds(
     max_tokens=st.sampled_from([1, 100]),
     tie_break=st.integers(0, 100),
     now_ms=st.sampled_from([900.0, 1000.0]),
+    demand=st.sampled_from([0.0, 3.0, 100.0]),
     cached_blocks=st.dictionaries(st.sampled_from([f"w{i}" for i in range(20)]), st.integers(1, 250)),
 )
 

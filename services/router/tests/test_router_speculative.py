@@ -22,12 +22,41 @@ def test_a_routed_prefix_is_expected_on_its_worker_until_the_time_is_over() -> N
     assert index.match(chain(100, salt=1), 0.0) == {}
 
 
-def test_the_longest_part_counts_and_later_decisions_replace_earlier_ones() -> None:
+def test_the_longest_part_counts_on_all_that_will_hold_it() -> None:
     index = SpeculativeIndex(ttl_s=5)
     index.add(chain(32), "short", 0.0)
     index.add(chain(64), "long", 1.0)
     assert index.match(chain(64), 2.0) == {"long": 64}
-    assert index.match(chain(32), 2.0) == {"long": 32}
+    assert index.match(chain(32), 2.0) == {"short": 32, "long": 32}
+    assert index.match(chain(32), 5.5) == {"long": 32}
+
+
+def test_of_a_block_the_workers_noted_last_are_remembered() -> None:
+    index = SpeculativeIndex(ttl_s=5)
+    for number in range(40):
+        index.add(chain(4), f"w{number}", number / 100)
+    assert index.match(chain(4), 0.5) == {f"w{number}": 4 for number in range(24, 40)}
+
+
+def test_demand_is_what_was_asked_for_lately() -> None:
+    index = SpeculativeIndex(ttl_s=5)
+    for number in range(200):
+        index.add(chain(100 + number), "w", 2 + number / 100)
+    now_s = 4.0
+    # A hundred per second: all of the last second, and what is left of the one before.
+    assert 80 <= index.demand(chain(400), 100, now_s) <= 100
+    assert index.demand(chain(400), 250, now_s) < 60, "most were shorter"
+    assert index.demand(chain(400), 100, now_s + 3) < 5
+    assert index.demand(chain(400), 3, now_s) == 0.0
+    assert index.demand(chain(400, salt=1), 100, now_s) == 0.0
+
+
+def test_a_request_owes_all_that_nobody_holds_and_a_share_of_what_many_ask_for() -> None:
+    cold = make_query(1600, cached_blocks={"w": 75})
+    assert cold.owed_share(1600, 16) == 1.0
+    hot = make_query(1600, cached_blocks={"w": 75, "v": 20}, demand=3.0)
+    assert hot.owed_share(1600, 16) == (400 + 1200 / 4) / 1600
+    assert hot.owed_share(400, 16) == 1.0, "nobody holds more"
 
 
 def test_a_time_of_zero_turns_it_off() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 from router_fakes import make_beat, make_card, make_query, registry_of
@@ -35,6 +36,7 @@ class Fleet:
             for name in (*self._speeds, "d0", "d1")
         ]
         self.left = dict.fromkeys(self._speeds, 0.0)  # tokens to compute
+        self.waits_ms: list[float] = []  # of those that were routed, until their prompt's turn
         self._accepted: list[str] = []
         self._now_s = 0.0
         self._num_beats = 0
@@ -73,7 +75,9 @@ class Fleet:
         ]
         self.cluster.observe(registry_of(*self._cards, beats=beats), self._now_s)
 
-    def route(self, number: int, num_tokens: int, cached: dict[str, int] | None = None) -> str:
+    def route(
+        self, number: int, num_tokens: int, cached: dict[str, int] | None = None, demand: float = 0.0
+    ) -> str:
         """Name of the worker that gets it; `cached` are blocks by worker."""
         query = make_query(
             num_tokens,
@@ -82,10 +86,12 @@ class Fleet:
             tie_break=number * 7919,
             now_ms=1000 * self._now_s,
             cached_blocks=cached or {},
+            demand=demand,
         )
         decision = self.policy.choose(query, self.cluster.view, ROUTE_LIMITS)
         self.cluster.book(query, decision, self._now_s)
         name = decision.chosen.computing.facts.worker_id
+        self.waits_ms.append(self.left[name] * self._speeds[name])
         self.left[name] += num_tokens - decision.chosen.predicted_cached_tokens
         self._accepted.append(f"r{number}")
         return name
@@ -105,34 +111,62 @@ def test_a_slow_worker_gets_the_share_that_its_speed_earns() -> None:
 HOT_TOKENS, OWN_TOKENS = 7168, 160
 
 
-def serve_hot_prefix(num_requests: int, gap_s: float) -> Counter[str]:
-    """Requests that share a prefix which one worker holds; who computes it holds it from then on."""
+class Served(NamedTuple):
+    """Of a hot prefix: who computed it, in order, and how long each waited for its turn."""
+
+    names: list[str]
+    waits_ms: list[float]
+
+
+def serve_hot_prefix(num_requests: int, gap_s: float, *, decay: bool = True) -> Served:
+    """Requests that share a prefix which one worker holds; who computes it holds it from then on.
+
+    Without `decay` the router does not know how much the prefix is asked for.
+    """
     fleet = Fleet(*[0.1] * 8)
+    demand = 1 / gap_s if decay and gap_s else 0.0
     holders = {"w3": HOT_TOKENS // BLOCK_SIZE}
-    shares: Counter[str] = Counter()
+    names = []
     for number in range(num_requests):
-        name = fleet.route(number, HOT_TOKENS + OWN_TOKENS, dict(holders))
+        name = fleet.route(number, HOT_TOKENS + OWN_TOKENS, dict(holders), demand)
         holders[name] = HOT_TOKENS // BLOCK_SIZE
-        shares[name] += 1
+        names.append(name)
         fleet.advance(gap_s)
-    return shares
+    return Served(names, fleet.waits_ms)
 
 
 def test_a_hot_prefix_stays_where_it_is_while_its_holder_keeps_up() -> None:
     # 16 ms of work each 40 ms.
-    assert serve_hot_prefix(300, 0.040) == {"w3": 300}
+    assert set(serve_hot_prefix(300, 0.040).names) == {"w3"}
 
 
 @pytest.mark.parametrize("gap_s", [0.012, 0.004])
 def test_a_hot_prefix_spreads_when_its_holder_cannot_keep_up(gap_s: float) -> None:
     num_requests = 1200
-    shares = serve_hot_prefix(num_requests, gap_s)
+    shares = Counter(serve_hot_prefix(num_requests, gap_s).names)
     # Nobody gets more than a second's work beyond what it can do meanwhile.
     own_s = OWN_TOKENS * 0.1 / 1000
     assert max(shares.values()) * own_s <= num_requests * gap_s + 1.0
 
 
+@pytest.mark.parametrize(("gap_s", "soon_s"), [(0.012, 4.0), (0.008, 2.0)])
+def test_credit_for_a_hot_prefix_decays_so_that_it_spreads_before_its_holder_is_far_behind(
+    gap_s: float, soon_s: float
+) -> None:
+    # 1.3 and 2 times what its holder can do.
+    num_requests = round(8.0 / gap_s)
+    decaying = serve_hot_prefix(num_requests, gap_s)
+    plain = serve_hot_prefix(num_requests, gap_s, decay=False)
+    assert len(set(decaying.names[: round(soon_s / gap_s)])) >= 3
+    assert len(set(plain.names)) < 3
+
+    def p99(served: Served) -> float:
+        return sorted(served.waits_ms)[round(0.99 * num_requests)]
+
+    assert p99(decaying) < p99(plain) / 3
+
+
 def test_a_burst_on_a_hot_prefix_goes_to_all_workers() -> None:
-    shares = serve_hot_prefix(800, 0.0)
+    shares = Counter(serve_hot_prefix(800, 0.0).names)
     assert len(shares) == 8
     assert max(shares.values()) <= 1.5 * 800 / 8

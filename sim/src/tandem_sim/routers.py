@@ -156,7 +156,7 @@ class Router:
             self._index,
             self._turns[message.model],
             now_s=now_s,
-            expected=self._expected.match(message.block_hashes, now_s),
+            expected=self._expected,
             preferred=self._sessions.preferred(message.tenant, message.session_id, now_s),
         )
 

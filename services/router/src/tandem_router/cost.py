@@ -32,6 +32,7 @@ class Surroundings(NamedTuple):
 
     crowding_per_ms: float = 0.0  # see `followers_ms`
     elapsed_ms: float = 0.0  # since the worker's last beat came
+    owed_share: float = 1.0  # of the own work, see `followers_ms`
 
 
 ALONE = Surroundings()
@@ -137,6 +138,10 @@ def followers_ms(backlog: float, own: float, crowding_per_ms: float) -> float:
     why a long prompt belongs on a fast worker although a slow one is free, and a short one may go to the slow one.
     Source: Hyytiä, Penttinen, Aalto, "Size- and state-aware dispatching problem with queue-specific job sizes",
     European Journal of Operational Research (2012).
+
+    Of a prefix that others hold, and that many ask for, only a share is owed by the request that is the first to
+    compute it here (`Query.owed_share`): the others will use it. So credit for cached blocks decays as they get hot,
+    and a prefix that is asked for more than its holder can serve is soon held by several.
     """
     return crowding_per_ms * own * (backlog + own / 2)
 
@@ -196,7 +201,7 @@ def prefill_terms(
     alone = prefill.predict_prompt_ms(num_uncached, num_cached, per_step)
     num_steps = -(-num_uncached // per_step)
     interleaved = interleaved_ms(decode, load)
-    crowding_per_ms, elapsed_ms = surroundings
+    crowding_per_ms, elapsed_ms, owed_share = surroundings
     elapsed_ms = max(0.0, elapsed_ms)
     ahead = queue_of(facts, load, prefill, interleaved, length_class(num_uncached + num_cached))
     queue = ahead.total - min(elapsed_ms, ahead.draining)
@@ -209,7 +214,7 @@ def prefill_terms(
         queue,
         own,
         (alone - num_steps * prefill.a_ms) * neighbours_of(facts, load),
-        followers_ms(backlog, own, crowding_per_ms) + ahead.num_passed * own,
+        followers_ms(backlog, own * owed_share, crowding_per_ms) + ahead.num_passed * own,
         num_steps,
     )
 

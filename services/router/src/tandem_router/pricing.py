@@ -62,7 +62,8 @@ class MillisecondPricing:
             raise ValueError(f"{worker.facts.worker_id} has no prefill speed")
         num_cached = query.cached_at(worker) * worker.facts.block_size
         tokens = (query.num_tokens - num_cached, num_cached)
-        surroundings = cost.Surroundings(self.crowding_per_ms, query.now_ms - worker.seen_ms)
+        owed_share = query.owed_share(tokens[0], worker.facts.block_size)
+        surroundings = cost.Surroundings(self.crowding_per_ms, query.now_ms - worker.seen_ms, owed_share)
         return cost.prefill_terms(worker.facts, worker.load, speed, worker.decode_speed, tokens, surroundings)
 
     def decode_side(self, worker: WorkerView, query: Query) -> DecodeTerms:

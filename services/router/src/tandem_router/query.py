@@ -26,6 +26,7 @@ class Query:
     cached_blocks: Mapping[str, int] = field(
         default_factory=dict
     )  # leading blocks that a worker holds, by id
+    demand: float = 0.0  # requests of the last second that shared the most of these that any worker holds
     excluded_worker_ids: frozenset[str] = frozenset()
     pinned_worker_ids: frozenset[str] = frozenset()  # not empty: these only
     required_labels: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +48,17 @@ class Query:
             or self.required_labels
             or self.max_price < math.inf
         )
+
+    def owed_share(self, num_uncached: int, block_size: int) -> float:
+        """The part of computing so many tokens that is this request's own debt to others, from 0 to 1.
+
+        What other workers hold already is computed again for all that ask for it, and each owes its part.
+        """
+        if not self.demand or not self.cached_blocks:
+            return 1.0
+        most = min(max(self.cached_blocks.values()), (self.num_tokens - 1) // block_size)
+        fewest = self.num_tokens - most * block_size
+        return (fewest + (num_uncached - fewest) / (1 + self.demand)) / num_uncached
 
     def cached_at(self, worker: WorkerView) -> int:
         """Leading blocks that need not be computed on this worker: never the last token's."""

@@ -34,8 +34,8 @@ class Found(NamedTuple):
 
 
 # What a prompt is for workers that take as many tokens per step and hold as many of its blocks: uncached tokens, steps,
-# and Σ over steps of tokens · context.
-_Work = tuple[int, int, int]
+# Σ over steps of tokens · context, and the share of the work that is owed to followers.
+_Work = tuple[int, int, int, float]
 
 
 def find(query: Query, table: PoolTable, pricing: MillisecondPricing, max_per_side: int) -> Found:
@@ -101,6 +101,7 @@ class _Works:
     """
 
     def __init__(self, query: Query, block_size: int, pricing: MillisecondPricing) -> None:
+        self._query = query
         self._num_tokens = query.num_tokens
         self._block_size = block_size
         self._max_cached = (query.num_tokens - 1) // block_size
@@ -126,11 +127,11 @@ class _Works:
         length, now_ms = self._length, self._now_ms
         queue = stays[length] + max(0.0, gone_ms[length] - now_ms)
         backlog = stays[-1] + max(0.0, gone_ms[-1] - now_ms) if passed[length] else queue
-        tokens, steps, products = self._work(step_tokens, self.cached.get(worker_id, 0))
+        tokens, steps, products, owed_share = self._work(step_tokens, self.cached.get(worker_id, 0))
         stepping = steps * step_factor
         shared = tokens * token_factor + products * context_factor
         own = stepping + shared / stalled
-        followers = followers_ms(backlog, own, self._crowding) + passed[length] * own
+        followers = followers_ms(backlog, own * owed_share, self._crowding) + passed[length] * own
         return queue + stepping + shared + followers
 
     def prices(self, table: PoolTable) -> list[float]:
@@ -139,13 +140,13 @@ class _Works:
         if table.step_tokens is None:
             costs = [self.price(row) for row in rows]
         else:
-            tokens, steps, products = self._work(table.step_tokens, 0)
+            tokens, steps, products, owed_share = self._work(table.step_tokens, 0)
             crowding, now_ms, length = self._crowding, self._now_ms, self._length
             # As `price` of who stalls nobody and passes nobody, without calls.
             costs = [
                 (queue := stays[length] + (gone_ms[length] - now_ms if gone_ms[length] > now_ms else 0.0))
                 + (own := steps * step_factor + tokens * token_factor + products * context_factor)
-                + crowding * own * (queue + own / 2)
+                + crowding * (owed := own * owed_share) * (queue + owed / 2)
                 for stays, gone_ms, step_factor, token_factor, context_factor in zip(
                     *table.prefill_columns, strict=True
                 )
@@ -156,7 +157,7 @@ class _Works:
                     costs[p] = self.price(rows[p])
             for p in table.not_plain:
                 costs[p] = self.price(rows[p])
-        self._most_steps = max((num_steps for _, num_steps, _ in self._known.values()), default=1)
+        self._most_steps = max((num_steps for _, num_steps, _, _ in self._known.values()), default=1)
         self._longest = max(costs, default=0.0)
         return costs
 
@@ -183,7 +184,8 @@ class _Works:
         self, table: PoolTable, decode_costs: Sequence[float], order: Sequence[int], best: float
     ) -> list[int]:
         """Decode workers on which local prefill may cost less than `best`, in this order."""
-        followers = followers_ms(0.0, self._num_tokens * table.least_own_factor, self._crowding)
+        owed = self._query.owed_share(self._num_tokens, self._block_size) * self._num_tokens
+        followers = followers_ms(0.0, owed * table.least_own_factor, self._crowding)
         if min(decode_costs) + self._num_tokens * table.least_token_factor + followers < best:
             floors = self.local_floors(table, decode_costs)
             return [d for d in order if floors[d] < best]
@@ -194,18 +196,20 @@ class _Works:
     def local_floors(self, table: PoolTable, decode_costs: Sequence[float]) -> list[float]:
         """At most what local prefill costs: without steps, context and the part of the queue that drains."""
         num_tokens, length, crowding = self._num_tokens, self._length, self._crowding
+        owed_share = self._query.owed_share(num_tokens, self._block_size)
         floors = []
         rows = table.local_rows
         for (_, stays, _, _, _, _, token_factor, _, stalled), cost in zip(rows, decode_costs, strict=True):
             queue, shared = stays[length], num_tokens * token_factor
-            own = shared / stalled
-            floors.append(cost + queue + shared + crowding * own * (queue + own / 2))
+            owed = shared / stalled * owed_share
+            floors.append(cost + queue + shared + crowding * owed * (queue + owed / 2))
         for worker_id in self.cached:
             d = table.decode_position.get(worker_id)
             if d is not None:
                 _, stays, _, _, _, _, token_factor, _, stalled = rows[d]
-                shared = self.of(rows[d])[0] * token_factor
-                followers = followers_ms(stays[length], shared / stalled, crowding)
+                num_uncached, _, _, its_share = self.of(rows[d])
+                shared = num_uncached * token_factor
+                followers = followers_ms(stays[length], shared / stalled * its_share, crowding)
                 floors[d] = decode_costs[d] + stays[length] + shared + followers
         return floors
 
@@ -216,7 +220,8 @@ class _Works:
             num_cached = min(num_cached_blocks, self._max_cached) * self._block_size
             num_uncached = self._num_tokens - num_cached
             products = prompt_token_context(num_uncached, num_cached, step_tokens)
-            work = self._known[key] = (num_uncached, -(-num_uncached // step_tokens), products)
+            owed_share = self._query.owed_share(num_uncached, self._block_size)
+            work = self._known[key] = (num_uncached, -(-num_uncached // step_tokens), products, owed_share)
         return work
 
 
@@ -277,7 +282,7 @@ class _Shipping:
     def _compute(self, p: int) -> tuple[float, int]:
         row = self._table.prefill_rows[p]
         _, _, _, _, _, step_factor, token_factor, context_factor, stalled = row
-        tokens, steps, products = self._works.of(row)
+        tokens, steps, products, _ = self._works.of(row)
         # Without the stall, which is a cost to others.
         return steps * step_factor + (tokens * token_factor + products * context_factor) / stalled, steps
 

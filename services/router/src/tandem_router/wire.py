@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from zlib import crc32
 
 from tandem.v1 import router_pb2 as pb
@@ -15,6 +15,7 @@ from tandem_common.hashing import HASH_BYTES
 from tandem_router.admission import Judgement
 from tandem_router.index import BlockIndex
 from tandem_router.query import Candidate, Decision, Query
+from tandem_router.speculative import SpeculativeIndex
 from tandem_router.view import WorkerView
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -30,12 +31,12 @@ def query_from_proto(
     turn: int,
     *,
     now_s: float = 0.0,
-    expected: Mapping[str, int] | None = None,
+    expected: SpeculativeIndex | None = None,
     preferred: frozenset[str] = frozenset(),
 ) -> Query:
     """Check a query and look up who holds its blocks; InvalidRequest names the field at fault.
 
-    `expected` are blocks that workers will hold soon, `preferred` the workers of its session.
+    `expected` knows blocks that workers will hold soon, `preferred` are the workers of its session.
     """
     if not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidRequest(
@@ -64,14 +65,19 @@ def query_from_proto(
             param="block_hashes",
         )
     cached = index.match_packed(message.block_hashes)
-    for worker_id, num_blocks in (expected or {}).items():
-        cached[worker_id] = max(num_blocks, cached.get(worker_id, 0))
+    demand = 0.0
+    if expected is not None:
+        for worker_id, num_blocks in expected.match(message.block_hashes, now_s).items():
+            cached[worker_id] = max(num_blocks, cached.get(worker_id, 0))
+        if cached:
+            demand = expected.demand(message.block_hashes, max(cached.values()), now_s)
     return Query(
         request_id=message.request_id,
         model=message.model,
         num_tokens=message.num_tokens,
         max_tokens=message.max_tokens,
         cached_blocks=cached,
+        demand=demand,
         excluded_worker_ids=_worker_ids(message.excluded_worker_ids, "excluded_worker_ids"),
         pinned_worker_ids=_worker_ids(message.pinned_worker_ids, "pinned_worker_ids"),
         required_labels=_labels(message),
