@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from frontend_prompts import PromptMaker, PromptShape, single_token_words
+from tandem_load.polite import be_polite
 
 _TEXT = b'"content":"'
 _NO_TEXT = b'"content":""'
@@ -175,6 +176,7 @@ class _Client:
 
 def main() -> None:
     """Do the task."""
+    be_polite()
     content = json.load(sys.stdin)
     task = ClientTask(**content | {"shape": PromptShape(**content["shape"])})
     json.dump(asdict(_Client(task).run()), sys.stdout)

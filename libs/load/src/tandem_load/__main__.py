@@ -14,6 +14,7 @@ from tandem_load.connection import Connector
 from tandem_load.generator import Generator
 from tandem_load.load_process import Message, Progress
 from tandem_load.load_task import LoadTask
+from tandem_load.polite import be_polite
 from tandem_load.tally import Tally
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -21,6 +22,7 @@ _CONNECT_TIMEOUT_S = 10.0
 
 def main() -> None:
     """Do the task; SIGINT ends it early."""
+    be_polite()
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadTask)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
