@@ -1,6 +1,6 @@
 """What queue, classes, fairness and admission do, on virtual time: batch filling, tenants, overload.
 
-    .venv/bin/python bench/simulation_admission.py [--only capacity,overload,batch,tenants]
+    .venv/bin/python bench/simulation_admission.py [--only capacity,overload,cold,batch,tenants]
 
 2 prefill + 2 decode workers of the 70B shape on 4 H100 each, chats only (median 600 tokens in, 200 out), targets TTFT
 2 s and TPOT 50 ms. `capacity` sweeps the rate without deadlines; its best goodput is what the others are measured by.
@@ -114,6 +114,20 @@ def overload(peak: float, times: float = 3.0) -> None:
     )
 
 
+def cold(peak: float, times: float = 3.0) -> None:
+    """The same overload from the first second on, when no worker knows how fast it is."""
+    measurement = simulate(SCENARIO, chats(times * peak, 30.0, deadline_s=TARGETS.ttft_s))
+    for first_s in range(0, 30, 5):
+        records = [r for r in measurement.records if first_s <= r.sent_s < first_s + 5]
+        admitted = [record for record in records if not record.refusal]
+        good = sum(meets(record, TARGETS) for record in records)
+        print(
+            f"cold start, from {first_s} s: {len(records) / 5:.1f}/s sent, {good / 5:.1f}/s in target; "
+            f"{len(records) - len(admitted)} refused, of {len(admitted)} let in {good / max(1, len(admitted)):.1%} in "
+            f"target, TTFT p99 {ttft_ms(admitted, 0.99):.0f} ms"
+        )
+
+
 def batch(peak: float, share: float = 0.4) -> None:
     """Interactive work at a part of the peak, alone and with batch work without end."""
     interactive = chats(share * peak)
@@ -163,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="capacity,overload,batch,tenants")
+    parser.add_argument("--only", default="capacity,overload,cold,batch,tenants")
     parser.add_argument("--rates", default="40,48,56,64")
     parser.add_argument("--peak", type=float, default=0.0, help="requests/s; 0: as `capacity` finds")
     arguments = parser.parse_args()
@@ -173,6 +187,8 @@ def main() -> None:
         peak = peak or capacity([float(rate) for rate in arguments.rates.split(",")])
     if "overload" in names:
         overload(peak)
+    if "cold" in names:
+        cold(peak)
     if "batch" in names:
         batch(peak)
     if "tenants" in names:

@@ -101,6 +101,20 @@ def test_without_predictions_in_milliseconds_nothing_waits_or_is_refused() -> No
     assert judged.verdict is Verdict.START
 
 
+@pytest.mark.parametrize(("num_queued", "verdict"), [(8 * 512, Verdict.START), (8 * 512 + 1, Verdict.WAIT)])
+def test_while_nobody_knows_how_long_a_step_takes_a_worker_gets_a_few_steps_of_prompts(
+    num_queued: int, verdict: Verdict
+) -> None:
+    query = make_query(4000, ttft_deadline_ms=1)
+    worker = make_worker(
+        "b", WorkerRole.BOTH, load=queued(num_queued), prefill_speed=None, max_step_tokens=512
+    )
+    decision = decide(query, worker)
+    assert decision.is_blind
+    judged = RULES.judge(query, decision, is_free=True, drain_ms=0.0, error_factor=1.0)
+    assert (judged.verdict, judged.wait_ms) == (verdict, 0.0)
+
+
 def test_those_refused_together_come_back_apart_but_the_same_one_at_the_same_time() -> None:
     times = [retry_after_ms(f"req-{i}", 1000) for i in range(100)]
     assert len(set(times)) > 50

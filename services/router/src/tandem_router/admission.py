@@ -21,6 +21,8 @@ from tandem_router.query import Decision, Query
 from tandem_router.view import WorkerRole
 
 _MIN_SAMPLES = 16
+# Steps' worth of prompts that a worker may have queued while nobody knows how long a step takes.
+_BLIND_STEPS = 8
 _MIN_FACTOR, _MAX_FACTOR = 0.1, 100.0
 # Shares of a second are nobody's reason to come back later.
 _MIN_RETRY_MS = 100
@@ -70,10 +72,12 @@ class AdmissionRules:
 
         Batch work fills what interactive work leaves: only while an interactive request that came right after it would
         still see half of its target for the first token, and every token within its own. Starved batch work is exempt.
-        Without predictions in milliseconds there is nothing to wait for.
+        While no worker has measured its speed, each gets as many prompts as fill a few steps, in which it can. Policies
+        that predict no milliseconds let nothing wait.
         """
         if decision.unit != "ms":
-            return True
+            facts, load = decision.chosen.computing.facts, decision.chosen.computing.load
+            return not decision.is_blind or load.queued_prefill_tokens <= _BLIND_STEPS * facts.max_step_tokens
         chosen = decision.chosen
         ahead_ms = chosen.terms.get("queue", 0.0) + chosen.terms.get("room", 0.0)
         if query.request_class is not RequestClass.BATCH or starved:
@@ -120,7 +124,7 @@ class AdmissionRules:
         ttft_ms = decision.predicted_ttft_ms
         wait_ms = 0.0
         terms = decision.chosen.terms
-        ahead_ms = terms.get("queue", 0.0) + terms.get("room", 0.0)
+        ahead_ms = terms.get("queue", 0.0) + terms.get("room", 0.0) if decision.unit == "ms" else 0.0
         if not starts:
             excess_ms = max(0.0, ahead_ms - self._most_ahead_ms(decision))
             wait_ms = drain_ms + excess_ms

@@ -111,6 +111,7 @@ class Decision:
     excluded: Mapping[str, str]  # reasons by worker id
     num_candidates: int  # weighed, which may be more than are listed
     predicted_ttft_ms: float  # of the chosen one; 0 while speeds are not known
+    is_blind: bool = False  # milliseconds were wanted, and no worker has measured any yet
 
     @property
     def chosen(self) -> Candidate:

@@ -82,6 +82,7 @@ class Predictive:
             candidates=candidates,
             excluded=excluded,
             num_candidates=num_candidates,
+            is_blind=unit != "ms",
             predicted_ttft_ms=sum([terms.get(name, 0.0) for name in _TIME_TO_FIRST_TOKEN])
             if unit == "ms"
             else 0.0,
