@@ -133,3 +133,38 @@ async def test_a_redis_that_is_away_fails_calls_instead_of_holding_them(redis_se
             await ClusterWatcher(client, KEYS).refresh()
         raise AssertionError("no error")
     await client.aclose()
+
+
+async def test_a_poll_that_finds_the_same_bytes_changes_nothing_and_asks_once(redis_url: str) -> None:
+    client = connect(redis_url)
+    publisher, watcher = WorkerPublisher(client, KEYS, 5.0), ClusterWatcher(client, KEYS)
+    await publisher.publish(card("w"), beat("w"))
+    await watcher.refresh()
+    view, its_card = watcher.workers, watcher.workers["w"].card
+    before = (await client.info("stats"))["total_commands_processed"]
+    await watcher.refresh()
+    assert (await client.info("stats"))["total_commands_processed"] - before <= 3  # with this one
+    assert watcher.workers is view
+    await publisher.publish(card("w"), pb.WorkerBeat(worker_id="w", epoch=1, num_running=4))
+    await watcher.refresh()
+    assert watcher.workers is not view
+    assert watcher.workers["w"].card is its_card
+    assert watcher.workers["w"].beat.num_running == 4  # type: ignore[union-attr]
+    await client.aclose()
+
+
+async def test_who_looks_at_cards_only_sees_no_beats_and_no_change_in_them(redis_url: str) -> None:
+    client = connect(redis_url)
+    publisher, watcher = WorkerPublisher(client, KEYS, 5.0), ClusterWatcher(client, KEYS, beats=False)
+    await publisher.publish(card("w"), beat("w"))
+    await publisher.publish(card("v"), beat("v"))
+    await watcher.refresh()
+    assert watcher.workers["w"].beat is None
+    view = watcher.workers
+    await publisher.publish(card("w"), pb.WorkerBeat(worker_id="w", epoch=1, num_running=9))
+    await watcher.refresh()
+    assert watcher.workers is view
+    await client.delete(KEYS.card("w"))
+    await watcher.refresh()
+    assert set(watcher.workers) == {"v"}
+    await client.aclose()

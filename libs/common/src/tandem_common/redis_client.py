@@ -17,26 +17,40 @@ from tandem_common.redis_url import RedisKind, RedisUrl, parse_redis_url
 
 # The data plane never waits for Redis; background tasks give up after this and keep their last view.
 TIMEOUT_S = 1.0
+_BLOCKING_MARGIN_S = 0.8
 
 
-def connect(url: str) -> redis.asyncio.Redis:
+def connect(url: str, *, wait_s: float = 0.0) -> redis.asyncio.Redis:
     """A client (bytes in, bytes out) whose every call fails within a second or so; it connects when first used.
 
+    One for blocking commands gives Redis `wait_s` more, see `blocking_ms`: a read that waits for longer wakes an idle
+    service less often.
     For a cluster it is a client of another class, which answers the calls that Tandem makes in the same way; only
     commands over keys of several hash tags are refused, see `is_cluster`. Failures are RedisError or OSError.
     Retrying is left to the callers' loops, which know their own rhythm. Raises ConfigError for a bad URL.
     """
     place = parse_redis_url(url)
+    timeouts = {**_TIMEOUTS, "socket_timeout": TIMEOUT_S + wait_s}
     match place.kind:
         case RedisKind.CLUSTER:
-            return cast("redis.asyncio.Redis", _cluster(place))
+            return cast("redis.asyncio.Redis", _cluster(place, timeouts))
         case RedisKind.SENTINEL:
-            client = _watched(place)
+            client = _watched(place, timeouts)
         case RedisKind.SINGLE:
-            client = redis.asyncio.Redis.from_url(place.url, **_TIMEOUTS)
+            client = redis.asyncio.Redis.from_url(place.url, **timeouts)
     pool = client.connection_pool
     pool.connection_class = _heedful(pool.connection_class)
     return client
+
+
+def blocking_ms(client: redis.asyncio.Redis) -> int:
+    """How long blocking commands of this client should wait: well below its time-out."""
+    timeout_s: float
+    if isinstance(client, RedisCluster):
+        timeout_s = client.connection_kwargs["socket_timeout"]
+    else:
+        timeout_s = client.connection_pool.connection_kwargs["socket_timeout"]
+    return round(1000 * (timeout_s - _BLOCKING_MARGIN_S))
 
 
 def is_cluster(client: redis.asyncio.Redis) -> bool:
@@ -66,23 +80,23 @@ _TIMEOUTS: dict[str, Any] = {
 }
 
 
-def _watched(place: RedisUrl) -> redis.asyncio.Redis:
+def _watched(place: RedisUrl, timeouts: dict[str, Any]) -> redis.asyncio.Redis:
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        list(place.nodes), sentinel_kwargs={**_TIMEOUTS, **place.sentinel_options}, **_TIMEOUTS
+        list(place.nodes), sentinel_kwargs={**_TIMEOUTS, **place.sentinel_options}, **timeouts
     )
     client: redis.asyncio.Redis = sentinel.master_for(
-        place.master, redis_class=_WatchedRedis, **{**place.options, **_TIMEOUTS}
+        place.master, redis_class=_WatchedRedis, **{**place.options, **timeouts}
     )
     return client
 
 
-def _cluster(place: RedisUrl) -> RedisCluster:
+def _cluster(place: RedisUrl, timeouts: dict[str, Any]) -> RedisCluster:
     client = _Cluster(
         startup_nodes=[ClusterNode(host, port) for host, port in place.nodes],
         # What lives on the other nodes can be used while one is away.
         require_full_coverage=False,
         # One more try after the client has asked anew which node has what: a node's role may have moved.
-        **{**_TIMEOUTS, "retry": Retry(NoBackoff(), 1), **place.options},
+        **{**timeouts, "retry": Retry(NoBackoff(), 1), **place.options},
     )
     heedful = _heedful(client.connection_kwargs["connection_class"])
     client.connection_kwargs["connection_class"] = heedful

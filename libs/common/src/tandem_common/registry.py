@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
 import redis.asyncio
 from google.protobuf.message import DecodeError
@@ -23,7 +24,9 @@ from tandem.v1 import cluster_pb2 as pb
 
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
-from tandem_common.redis_client import is_of_wrong_type
+from tandem_common.redis_client import is_cluster
+from tandem_common.redis_line import Command, line_of
+from tandem_common.ticks import Ticks
 
 HEARTBEATS_TO_LIVE = 3
 MIN_TTL_S = 3.0
@@ -49,6 +52,7 @@ class WorkerPublisher:
 
     def __init__(self, client: redis.asyncio.Redis, keys: Keys, heartbeat_s: float) -> None:
         self._redis = client
+        self._line = line_of(client)
         self._keys = keys
         self._ttl_ms = _ttl_ms(heartbeat_s)
 
@@ -56,6 +60,11 @@ class WorkerPublisher:
     def ttl_s(self) -> float:
         """How long others believe a card that is not published again."""
         return self._ttl_ms / 1000
+
+    @property
+    def ticks(self) -> Ticks:
+        """When to publish, so that it shares a round trip with what else is asked then."""
+        return self._line.ticks
 
     async def next_epoch(self, worker_id: str) -> int:
         """A number greater than that of every earlier incarnation, even if Redis forgot them.
@@ -72,11 +81,12 @@ class WorkerPublisher:
     async def publish(self, card: pb.WorkerCard, beat: pb.WorkerBeat) -> None:
         """Register or go on being registered."""
         worker_id = card.worker_id
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.set(self._keys.card(worker_id), card.SerializeToString(), px=self._ttl_ms)
-            pipeline.set(self._keys.beat(worker_id), beat.SerializeToString(), px=self._ttl_ms)
-            pipeline.sadd(self._keys.workers(), worker_id)
-            await pipeline.execute()
+        answers = await self._line.ask(
+            ("SET", self._keys.card(worker_id), card.SerializeToString(), "PX", self._ttl_ms),
+            ("SET", self._keys.beat(worker_id), beat.SerializeToString(), "PX", self._ttl_ms),
+            ("SADD", self._keys.workers(), worker_id),
+        )
+        _raise_any(answers)
 
     async def remove(self, worker_id: str) -> None:
         """Leave the registry now instead of when the card expires."""
@@ -94,6 +104,7 @@ class ServicePublisher:
         self, client: redis.asyncio.Redis, keys: Keys, card: pb.ServiceCard, heartbeat_s: float = 1.0
     ) -> None:
         self._redis = client
+        self._line = line_of(client)
         self._keys = keys
         self._card = card
         self._heartbeat_s = heartbeat_s
@@ -109,31 +120,54 @@ class ServicePublisher:
         try:
             while True:
                 try:
-                    async with self._redis.pipeline(transaction=False) as pipeline:
-                        pipeline.set(key, self._card.SerializeToString(), px=ttl_ms)
-                        pipeline.sadd(index, self._card.service_id)
-                        await pipeline.execute()
+                    record = self._card.SerializeToString()
+                    _raise_any(
+                        await self._line.ask(
+                            ("SET", key, record, "PX", ttl_ms), ("SADD", index, self._card.service_id)
+                        )
+                    )
                     outage.over()
                 except (RedisError, OSError) as error:
                     outage.saw(error)
-                await asyncio.sleep(self._heartbeat_s)
+                await self._line.ticks.rest(self._heartbeat_s)
         finally:
             with contextlib.suppress(RedisError, OSError):
                 await self._redis.delete(key)
 
 
 T = TypeVar("T")
+Records = tuple[Any, ...]  # as Redis gave them: bytes, or None for what is missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Roll:
+    """Who is listed, and the commands that ask for the records of all of them in this order."""
+
+    listed: frozenset[bytes] = frozenset()
+    ids: tuple[str, ...] = ()
+    commands: tuple[Command, ...] = ()
 
 
 class _Watcher(ABC, Generic[T]):
-    """Polls one family of records and keeps the last view while Redis is away."""
+    """Polls one family of records and keeps the last view while Redis is away.
 
-    def __init__(self, client: redis.asyncio.Redis, interval_s: float) -> None:
-        self._redis = client
+    A poll is one round trip, shared with what else the process asks at that moment, unless somebody came or went.
+    Records are parsed when their bytes have changed.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, index: str, interval_s: float) -> None:
+        """`index` is the key of the set of ids."""
+        self._line = line_of(client)
+        self._is_cluster = is_cluster(client)
+        self._index = index
         self._interval_s = interval_s
+        self._roll = self._answered = _Roll()
+        self._answers: list[Any] = []
+        self._records: dict[str, Records] = {}
         self._view: dict[str, T] = {}
         self._answered_at = time.monotonic()
         self._changed = asyncio.Event()
+        self._polled = asyncio.Event()
 
     @property
     def stale_ms(self) -> int:
@@ -144,6 +178,10 @@ class _Watcher(ABC, Generic[T]):
         """Wait for the next poll that found a difference."""
         await self._changed.wait()
 
+    async def polled(self) -> None:
+        """Wait until `run` has looked again, whether there was a difference, or an answer, or not."""
+        await self._polled.wait()
+
     async def run(self) -> None:
         """Poll until cancelled; an outage is logged once and ends with a line too."""
         outage = _Outage("watching the registry")
@@ -153,57 +191,94 @@ class _Watcher(ABC, Generic[T]):
                 outage.over()
             except (RedisError, OSError) as error:
                 outage.saw(error)
-            await asyncio.sleep(self._interval_s if self._view else min(self._interval_s, _EMPTY_INTERVAL_S))
+            self._polled.set()
+            self._polled = asyncio.Event()
+            await self._line.ticks.rest(
+                self._interval_s if self._view else min(self._interval_s, _EMPTY_INTERVAL_S)
+            )
 
     async def refresh(self) -> None:
         """Poll once; raises RedisError."""
-        view = await self._poll()
+        roll = self._roll
+        members, *answers = await self._line.ask(("SMEMBERS", self._index), *roll.commands)
+        _raise_any([members])
+        listed = frozenset(members)
+        if listed != roll.listed:
+            roll = self._call_roll(listed)
+            answers = await self._line.ask(*roll.commands)
+            self._roll = roll
+        _raise_any(answers)
         self._answered_at = time.monotonic()
+        if roll is not self._answered or answers != self._answers:
+            self._answered, self._answers = roll, answers
+            self._take(roll.ids, answers)
+
+    def _call_roll(self, listed: frozenset[bytes]) -> _Roll:
+        ids = tuple(sorted(member.decode("utf-8", "replace") for member in listed))
+        # A key of another type is None in the answer, as if it were missing.
+        asked = [self._keys_of(id_) for id_ in ids]
+        together = asked if self._is_cluster else [tuple(chain.from_iterable(asked))] if asked else []
+        return _Roll(listed, ids, tuple(("MGET", *keys) for keys in together))
+
+    def _take(self, ids: Sequence[str], answers: Sequence[Sequence[Any]]) -> None:
+        width = len(self._keys_of(""))
+        flat = chain.from_iterable(answers)
+        records = dict(zip(ids, zip(*[flat] * width, strict=True), strict=True))
+        view = {}
+        for id_, its_records in records.items():
+            before, known = self._records.get(id_), self._view.get(id_)
+            entry = known if its_records == before else self._parse(id_, its_records, known)
+            if entry is not None:
+                view[id_] = entry
+        self._records = records
         if view != self._view:
             self._view = view
             self._changed.set()
             self._changed = asyncio.Event()
 
     @abstractmethod
-    async def _poll(self) -> dict[str, T]:
-        """What is registered now, by id."""
+    def _keys_of(self, id_: str) -> tuple[str, ...]:
+        """Where its records are: as many keys for each, all with one hash tag."""
+
+    @abstractmethod
+    def _parse(self, id_: str, records: Records, known: T | None) -> T | None:
+        """What is registered, or None; `known` is what was before. Unchanged parts are taken over from there."""
 
 
 class ClusterWatcher(_Watcher[RegisteredWorker]):
     """All registered workers, by worker id. `run` must be started by the owner."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys, interval_s: float = 0.25) -> None:
-        super().__init__(client, interval_s)
+    def __init__(
+        self, client: redis.asyncio.Redis, keys: Keys, interval_s: float = 0.25, *, beats: bool = True
+    ) -> None:
+        """Without `beats`, only cards are looked at: a view that hardly ever changes."""
+        super().__init__(client, keys.workers(), interval_s)
         self._keys = keys
+        self._beats = beats
 
     @property
     def workers(self) -> Mapping[str, RegisteredWorker]:
         """The last view."""
         return self._view
 
-    async def _poll(self) -> dict[str, RegisteredWorker]:
-        ids = await _members(self._redis, self._keys.workers())
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for worker_id in ids:
-                pipeline.get(self._keys.card(worker_id))
-                pipeline.get(self._keys.beat(worker_id))
-            # A poisoned key (of another type, say) spoils itself only.
-            records = await pipeline.execute(raise_on_error=False)
-        view = {}
-        for worker_id, card_bytes, beat_bytes in zip(ids, records[::2], records[1::2], strict=True):
-            card = None if is_of_wrong_type(card_bytes) else _parse(card_bytes, pb.WorkerCard)
-            if card is None or card.worker_id != worker_id:
-                continue
-            beat = None if is_of_wrong_type(beat_bytes) else _parse(beat_bytes, pb.WorkerBeat)
-            view[worker_id] = RegisteredWorker(card, beat if beat and beat.epoch == card.epoch else None)
-        return view
+    def _keys_of(self, id_: str) -> tuple[str, ...]:
+        return (self._keys.card(id_), self._keys.beat(id_)) if self._beats else (self._keys.card(id_),)
+
+    def _parse(self, id_: str, records: Records, known: RegisteredWorker | None) -> RegisteredWorker | None:
+        card = _parse(records[0], pb.WorkerCard)
+        if card is None or card.worker_id != id_:
+            return None
+        if known is not None and known.card == card:
+            card = known.card
+        beat = _parse(records[1], pb.WorkerBeat) if self._beats else None
+        return RegisteredWorker(card, beat if beat and beat.epoch == card.epoch else None)
 
 
 class ServiceWatcher(_Watcher[pb.ServiceCard]):
     """All registered services of one kind, by service id. `run` must be started by the owner."""
 
     def __init__(self, client: redis.asyncio.Redis, keys: Keys, kind: str, interval_s: float = 1.0) -> None:
-        super().__init__(client, interval_s)
+        super().__init__(client, keys.services(kind), interval_s)
         self._keys = keys
         self._kind = kind
 
@@ -212,18 +287,11 @@ class ServiceWatcher(_Watcher[pb.ServiceCard]):
         """The last view."""
         return self._view
 
-    async def _poll(self) -> dict[str, pb.ServiceCard]:
-        ids = await _members(self._redis, self._keys.services(self._kind))
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for service_id in ids:
-                pipeline.get(self._keys.service(self._kind, service_id))
-            records = await pipeline.execute(raise_on_error=False)
-        cards = {
-            service_id: _parse(record, pb.ServiceCard)
-            for service_id, record in zip(ids, records, strict=True)
-            if not is_of_wrong_type(record)
-        }
-        return {service_id: card for service_id, card in cards.items() if card is not None}
+    def _keys_of(self, id_: str) -> tuple[str, ...]:
+        return (self._keys.service(self._kind, id_),)
+
+    def _parse(self, id_: str, records: Records, known: pb.ServiceCard | None) -> pb.ServiceCard | None:
+        return _parse(records[0], pb.ServiceCard)
 
 
 class _Outage:
@@ -252,9 +320,10 @@ def _ttl_ms(heartbeat_s: float) -> int:
     return round(1000 * max(MIN_TTL_S, HEARTBEATS_TO_LIVE * heartbeat_s))
 
 
-async def _members(client: redis.asyncio.Redis, key: str) -> list[str]:
-    members = await client.smembers(key)
-    return sorted(member.decode("utf-8", "replace") for member in members if isinstance(member, bytes))
+def _raise_any(answers: Sequence[object]) -> None:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
 
 
 M = TypeVar("M", pb.WorkerCard, pb.WorkerBeat, pb.ServiceCard)

@@ -60,7 +60,7 @@ def make_worker(
         tickets=TicketOffice(config.secret_bytes()),
         links=LinkSpeeds(),
         connections=PeerConnections(source, config.transports, chunk_bytes(engine.info.block_bytes)),
-        watcher=ClusterWatcher(client, Keys(config.cluster)),
+        watcher=ClusterWatcher(client, Keys(config.cluster), beats=False),
         accepted=AcceptedRequests(max(_MIN_LISTED_S, _LISTED_BEATS * config.heartbeat_s)),
         speeds=SpeedFitter(),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 from tandem_common.keys import KV_ENTRY_FIELD, Keys
 from tandem_common.logs import get_logger
+from tandem_common.redis_line import line_of
 
 from tandem_worker.kv_journal import KvChange, KvJournal
 from tandem_worker.metrics import KV_ENTRIES, REDIS_OUTAGES
@@ -45,6 +45,7 @@ class KvPublisher:
     ) -> None:
         """`check_interval_s`: how often an idle worker looks whether Redis still has its records."""
         self._redis = client
+        self._line = line_of(client)
         self._stream = keys.kv_stream(worker_id)
         self._snapshot = keys.kv_snapshot(worker_id)
         self._epoch = epoch
@@ -82,10 +83,10 @@ class KvPublisher:
                 away = True
                 await asyncio.sleep(RETRY_S)
                 continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._check_interval_s):
-                    await self._changed.wait()
-            await asyncio.sleep(max(0.0, published_s + MIN_INTERVAL_S - time.monotonic()))
+            self._line.ticks.call(self._check_interval_s, self._changed.set)
+            await self._changed.wait()
+            if (early_s := published_s + MIN_INTERVAL_S - time.monotonic()) > 0:
+                await asyncio.sleep(early_s)
 
     async def remove(self) -> None:
         """Take stream and snapshot away: this worker holds nothing any more. Raises RedisError."""
@@ -133,7 +134,7 @@ class KvPublisher:
         return True
 
     async def _records_are_there(self) -> bool:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.expire(self._stream, TIME_TO_LIVE_S)
-            pipeline.expire(self._snapshot, TIME_TO_LIVE_S)
-            return all(await pipeline.execute())
+        answers = await self._line.ask(
+            ("EXPIRE", self._stream, TIME_TO_LIVE_S), ("EXPIRE", self._snapshot, TIME_TO_LIVE_S)
+        )
+        return all(answer is True or answer == 1 for answer in answers)

@@ -29,6 +29,7 @@ class LeaseKeeper:
         self._timeout_s = timeout_s
         self._clock = clock
         self._holders: dict[str, _Holder] = {}
+        self._any_held = asyncio.Event()
 
     @property
     def now_s(self) -> float:
@@ -55,6 +56,7 @@ class LeaseKeeper:
         self.table.reserve(lease)
         holder = _Holder(asyncio.timeout(None), asyncio.Event())
         self._holders[lease_id] = holder
+        self._any_held.set()
         try:
             async with holder.scope:
                 yield lease
@@ -90,6 +92,9 @@ class LeaseKeeper:
     async def reap(self) -> None:
         """Tell the holders of expired leases, until cancelled."""
         while True:
+            if not self._holders:
+                self._any_held.clear()
+                await self._any_held.wait()
             for lease in self.table.expired(self._clock()):
                 if holder := self._holders.get(lease.lease_id):
                     self._time_out(holder)

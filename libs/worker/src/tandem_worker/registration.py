@@ -82,9 +82,8 @@ class Registration:
                     REDIS_OUTAGES.inc()
                     _log.warning("redis does not answer; serving on", error=type(error).__name__)
                 away = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._worker.config.heartbeat_s):
-                    await self._changed.wait()
+            self._publisher.ticks.call(self._worker.config.heartbeat_s, self._changed.set)
+            await self._changed.wait()
 
     async def _renew(self) -> None:
         worker = self._worker

@@ -12,6 +12,7 @@ from tandem.v1 import cluster_pb2 as pb
 from tandem.v1 import inference_pb2_grpc
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
+from tandem_common.redis_line import line_of
 from tandem_common.registry import ClusterWatcher, ServicePublisher, ServiceWatcher
 from tandem_common.rpc import RpcServer
 
@@ -26,8 +27,8 @@ from tandem_frontend.http_connection import ConnectionLimits
 from tandem_frontend.http_server import HttpServer
 from tandem_frontend.inference_service import SERVICE_NAME, InferenceService
 from tandem_frontend.info_routes import InfoRoutes
-from tandem_frontend.loop_lag import measure_loop_lag
-from tandem_frontend.loop_pressure import LoopPressure, measure_loop_pressure
+from tandem_frontend.loop_pressure import LoopPressure
+from tandem_frontend.loop_probe import probe_loop
 from tandem_frontend.models import LocalModel, ModelCatalog
 from tandem_frontend.open_requests import OpenRequests
 from tandem_frontend.openai_api import OpenAIApi
@@ -55,10 +56,11 @@ class Frontend:
     ) -> None:
         self._config = config
         self._redis = client
+        self._ticks = line_of(client).ticks
         self._keys = Keys(config.cluster)
         self._metrics = metrics
         self.frontend_id = f"frontend-{secrets.token_hex(8)}"
-        self._watcher = ClusterWatcher(client, self._keys)
+        self._watcher = ClusterWatcher(client, self._keys, beats=False)
         self._router_watcher = ServiceWatcher(client, self._keys, "router")
         self.catalog = ModelCatalog(self._watcher, local)
         self._router = RouterClient(self._router_addresses, self.catalog)
@@ -149,8 +151,7 @@ class Frontend:
             group.create_task(self._router_watcher.run())
             group.create_task(ServicePublisher(self._redis, self._keys, card).run())
             group.create_task(self._canary.run())
-            group.create_task(measure_loop_lag(self._metrics.loop_lag_s))
-            group.create_task(measure_loop_pressure(self._pressure))
+            group.create_task(probe_loop(self._metrics.loop_lag_s, self._pressure))
             group.create_task(self._keep_house())
 
     async def drain(self) -> None:
@@ -186,4 +187,4 @@ class Frontend:
             self._metrics.open_requests.set(report.num_open_requests)
             self._metrics.sessions.set(self._sessions.num_sessions)
             self._metrics.registry_stale_s.set(report.registry_stale_ms / 1000)
-            await asyncio.sleep(_HOUSEKEEPING_S)
+            await self._ticks.rest(_HOUSEKEEPING_S)

@@ -60,8 +60,9 @@ class Canary:
         while True:
             models = [m for m in self._catalog.served() if self._catalog.decode_workers(m.name)]
             last = self._generator.last_success_at
-            if self.failure is None and last is not None and time.monotonic() - last < self._interval_s:
-                await asyncio.sleep(min(_RETRY_S, self._interval_s))
+            proved_for_s = last + self._interval_s - time.monotonic() if last is not None else 0.0
+            if self.failure is None and proved_for_s > 0:
+                await asyncio.sleep(proved_for_s)
             elif not models:
                 await asyncio.sleep(_TICK_S)
             else:

@@ -26,7 +26,7 @@ async def serve(config: PlannerConfig, lifecycle: Lifecycle) -> None:
     """Run the planner until it is told to stop."""
     metrics_port = start_metrics_server(config.host, config.metrics_port)
     client, keys = connect(config.redis_url), Keys(config.cluster)
-    watcher = ClusterWatcher(client, keys)
+    watcher = ClusterWatcher(client, keys, config.observe_interval_s)
     lease = PlannerLease(client, keys, config.lease_s)
     loop = PlanLoop(config, client=client, watcher=watcher, lease=lease, metrics=Metrics())
     rpc = RpcServer([planner_pb2.DESCRIPTOR.services_by_name["PlannerService"].full_name])

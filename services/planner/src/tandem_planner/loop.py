@@ -44,7 +44,6 @@ class PlanLoop:
             num_to_fall=config.num_to_fall,
         )
         self.interval_s = config.interval_s
-        self._observe_interval_s = config.observe_interval_s
         self._max_stale_ms = 1000.0 * config.max_stale_s
         self._observer = Observer(config.window_s)
         self._redis = client
@@ -55,14 +54,14 @@ class PlanLoop:
         self._hurry = asyncio.Event()
 
     async def watch_traffic(self) -> None:
-        """Look at the heartbeats until cancelled. A view that Redis does not confirm teaches nothing."""
+        """Look at the heartbeats whenever the watcher did. A view that Redis does not confirm teaches nothing."""
         while True:
             age_ms = self._watcher.stale_ms
             self._metrics.registry_age_s.set(age_ms / 1000.0)
             self._metrics.lease_token.set(self._lease.token)
             if age_ms <= self._max_stale_ms:
                 self._observer.observe(time.monotonic(), self._watcher.workers)
-            await asyncio.sleep(self._observe_interval_s)
+            await self._watcher.polled()
 
     async def keep_planning(self) -> None:
         """Plan at every interval until cancelled; more often until there is something to plan."""

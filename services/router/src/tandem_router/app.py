@@ -28,8 +28,11 @@ from tandem_router.kv_follower import KvFollower, Target
 from tandem_router.metrics import RouterMetrics
 from tandem_router.policies import Predictive
 from tandem_router.servicer import RouterServicer
+from tandem_router.stream_reader import StreamReader
 
 _SERVICE_NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+# A read of a stream without news ends after so long; what there is else to read interrupts it.
+_READ_S = 1.0
 
 _log = get_logger("router")
 
@@ -44,6 +47,7 @@ class RouterApp:
         self._config = config
         self._metrics_port = metrics_port
         self._redis = connect(config.redis_url)
+        self._readers = connect(config.redis_url, wait_s=_READ_S)
         self._keys = Keys(config.cluster)
         policy = config.make_policy()
         metrics = RouterMetrics(policy.name, registry)
@@ -58,10 +62,16 @@ class RouterApp:
             self.cluster,
             self.index,
             metrics,
-            config.poll_interval_s,
             observers=[policy.prepare] if isinstance(policy, Predictive) else [],
         )
-        self._follower = KvFollower(self._redis, self._keys, self.index, metrics, self._index_targets)
+        self._follower = KvFollower(
+            self._redis,
+            self._keys,
+            self.index,
+            metrics,
+            self._index_targets,
+            StreamReader(self._readers),
+        )
         self._router_id = f"router-{secrets.token_hex(4)}"
         self.shares, elsewhere = FairShares(config.weights()), WaitingElsewhere()
         self._exchange = BookingExchange(
@@ -72,6 +82,7 @@ class RouterApp:
             self.shares,
             max_age_s=config.booking_max_age_s,
             elsewhere=elsewhere,
+            reader=StreamReader(self._readers),
         )
         self._lanes = LaneServer(config.host)
         self._servicer = RouterServicer(
@@ -89,6 +100,7 @@ class RouterApp:
         )
         self._exchange.on_news = self._servicer.others_started
         self._feed.add_observer(self._servicer.view_changed)
+        self._feed.add_observer(lambda _: self._follower.look())
         self._rpc = RpcServer([_SERVICE_NAME])
         router_pb2_grpc.add_RouterServiceServicer_to_server(self._servicer, self._rpc.server)
 
@@ -107,6 +119,7 @@ class RouterApp:
             await self._rpc.stop(self._config.drain_s)
             await self._lanes.close()
             await self._redis.aclose()
+            await self._readers.aclose()
 
     async def _run_background(self, address: str, lifecycle: Lifecycle) -> None:
         await self._first_look()

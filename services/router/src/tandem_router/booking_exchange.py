@@ -16,7 +16,6 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import redis.asyncio
 from google.protobuf.message import DecodeError
@@ -25,23 +24,24 @@ from tandem.v1 import cluster_pb2 as pb
 from tandem_common.generation import RequestClass
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
+from tandem_common.redis_line import line_of
 
 from tandem_router.bookings import BookedLoad, Booking
 from tandem_router.cluster import Cluster
 from tandem_router.elsewhere import MAX_TENANTS, Line, WaitingElsewhere
 from tandem_router.fairness import FairShares
 from tandem_router.kv_records import START, StreamId
+from tandem_router.stream_reader import ENTRIES_PER_READ, Entries, StreamReader, entries_of
 
 _FIELD = b"bookings"
-_BLOCK_MS = 200  # well below the time-out of every Redis call
-_ENTRIES_PER_READ = 256
 _MAX_STREAM = 10_000
 _MAX_UNSENT = 4096
 _MAX_PER_ENTRY = 256
 _GATHER_S = 0.001
-_GATHER_ALONE_S = (
-    0.05  # while no other router was heard of: one that starts reads the bookings of seconds anyway
-)
+# While no other router was heard of for so long: one that starts reads the bookings of seconds anyway.
+_LISTEN_S = 2.0
+_ALONE_S = 0.25
+_MAX_OWN_ENTRIES = 64
 _BACKOFF_S = 0.5
 _MAX_TOKENS = 2**40
 _MAX_CONTEXT = 2**60
@@ -66,12 +66,15 @@ class BookingExchange:
         max_age_s: float,
         elsewhere: WaitingElsewhere | None = None,
         on_news: Callable[[], None] = lambda: None,
+        reader: StreamReader | None = None,
     ) -> None:
         """`max_age_s`: how old bookings may be that a router starts with; also how long the stream outlives them.
 
-        `elsewhere` is told who waits at other routers; `on_news` is called after others started requests.
+        `elsewhere` is told who waits at other routers; `on_news` is called after others started requests; `reader` may
+        have a client of its own, which waits for longer.
         """
-        self._redis = client
+        self._line = line_of(client)
+        self._reader = reader or StreamReader(client)
         self._key = keys.bookings()
         self._router_id = router_id
         self._cluster = cluster
@@ -83,6 +86,8 @@ class BookingExchange:
         self._queue: pb.SharedQueue | None = None  # to be told with the next entry
         self._told_queue = pb.SharedQueue()
         self._others: dict[str, float] = {}  # routers heard of, and when
+        self._listening_until_s = 0.0
+        self._own_entries: deque[bytes] = deque(maxlen=_MAX_OWN_ENTRIES)
         self._unsettled: deque[tuple[float, str, str]] = deque()  # time, model, request id
         self._unsent: deque[pb.SharedBooking] = deque(maxlen=_MAX_UNSENT)
         self._wake = asyncio.Event()
@@ -146,7 +151,10 @@ class BookingExchange:
     async def _send(self) -> None:
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_GATHER_S if self._others else _GATHER_ALONE_S)
+            if self._is_alone():
+                await self._line.ticks.rest(_ALONE_S)
+            else:
+                await asyncio.sleep(_GATHER_S)
             self._wake.clear()
             while self._unsent or self._queue is not None or self._corrections:
                 count = min(len(self._unsent), _MAX_PER_ENTRY)
@@ -164,11 +172,16 @@ class BookingExchange:
         entry = pb.SharedBookings(
             router_id=self._router_id, bookings=bookings, queue=queue, corrections=corrections
         )
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.xadd(self._key, {_FIELD: entry.SerializeToString()}, maxlen=_MAX_STREAM)
-            pipeline.pexpire(self._key, max(1000, round(2000 * self._max_age_s)))
-            entry_id: bytes = (await pipeline.execute())[0]
-        return entry_id
+        record = entry.SerializeToString()
+        entry_id, _ = answers = await self._line.ask(
+            ("XADD", self._key, "MAXLEN", "~", _MAX_STREAM, "*", _FIELD, record),
+            ("PEXPIRE", self._key, max(1000, round(2000 * self._max_age_s))),
+        )
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        self._own_entries.append(entry_id)
+        return bytes(entry_id)
 
     async def _receive(self) -> None:
         cursor = START
@@ -182,10 +195,9 @@ class BookingExchange:
                     oldest = StreamId(max(0, now.milliseconds - round(1000 * self._max_age_s)), 0)
                     # What was read before is not booked and charged again, unless Redis came back with an older clock.
                     cursor = cursor if oldest < cursor <= now else oldest
+                    self._listening_until_s = time.monotonic() + _LISTEN_S
                     away = False
-                streams: Any = await self._redis.xread(
-                    {self._key: str(cursor)}, count=_ENTRIES_PER_READ, block=_BLOCK_MS
-                )
+                entries = await self._read(cursor)
             except (RedisError, OSError) as error:
                 if not warned:
                     _log.warning("bookings of other routers cannot be read", error=str(error))
@@ -193,11 +205,30 @@ class BookingExchange:
                 await asyncio.sleep(_BACKOFF_S)
                 continue
             warned = False
-            for _, entries in streams or ():
-                for entry_id, fields in entries:
-                    cursor = StreamId.parse(entry_id)
+            for entry_id, fields in entries:
+                cursor = StreamId.parse(entry_id)
+                # What comes back from Redis matters to those who expect something of others.
+                if self._unsettled or entry_id not in self._own_entries:
                     self._apply(fields.get(_FIELD, b""))
-            await asyncio.sleep(0)
+            if len(entries) < ENTRIES_PER_READ and self._is_alone():
+                await self._line.ticks.rest(_ALONE_S)
+            else:
+                await asyncio.sleep(0)
+
+    def _is_alone(self) -> bool:
+        """Whether no other router was heard of for a while: then nobody is in a hurry."""
+        return not self._others and time.monotonic() > self._listening_until_s
+
+    async def _read(self, cursor: StreamId) -> Entries:
+        """What came after the cursor; waits for it unless this router is alone, when it looks now and then."""
+        if self._is_alone():
+            (answer,) = await self._line.ask(
+                ("XRANGE", self._key, f"({cursor}", "+", "COUNT", ENTRIES_PER_READ)
+            )
+            return entries_of(answer)
+        return [
+            entry for _, entries in await self._reader.read({self._key.encode(): cursor}) for entry in entries
+        ]
 
     def _settle(self, returned: Collection[str] = ()) -> None:
         """End what was expected of others: for own bookings that the stream returned, and for those too old."""

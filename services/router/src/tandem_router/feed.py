@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,16 +23,14 @@ class ClusterFeed:
         cluster: Cluster,
         index: BlockIndex,
         metrics: RouterMetrics,
-        interval_s: float,
         observers: Sequence[Callable[[ClusterView], None]] = (),
     ) -> None:
-        """`interval_s`: how often bookings age, gauges are set and `observers` called even when no worker changed."""
+        """`observers` are called, gauges set and bookings aged after every look at the registry, changed or not."""
         self._observers = list(observers)
         self._watcher = watcher
         self._cluster = cluster
         self._index = index
         self._metrics = metrics
-        self._interval_s = interval_s
         self._changed = asyncio.Event()
         self._seen: Mapping[str, RegisteredWorker] = {}
 
@@ -50,9 +47,7 @@ class ClusterFeed:
         """Feed until cancelled."""
         while True:
             self.update()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s):
-                    await self._watcher.changed()
+            await self._watcher.polled()
 
     def update(self) -> None:
         """Bring what the watcher saw last into the view."""

@@ -24,11 +24,12 @@ from redis.exceptions import RedisError, ResponseError
 from tandem_common.keys import Keys
 from tandem_common.logs import get_logger
 from tandem_common.redis_client import is_of_wrong_type
+from tandem_common.redis_line import line_of
 
 from tandem_router.index import BlockIndex
 from tandem_router.kv_records import START, MalformedRecord, StreamId, parse_events, parse_snapshot
-from tandem_router.kv_streams import KvStreams
 from tandem_router.metrics import RouterMetrics
+from tandem_router.stream_reader import Entries, StreamReader
 
 _GATHER_S = 0.05  # between reads, so that one read brings the entries of several steps and workers
 _CHECK_S = 1.0
@@ -64,9 +65,12 @@ class KvFollower:
         index: BlockIndex,
         metrics: RouterMetrics,
         targets: Callable[[], Mapping[str, Target]],
+        reader: StreamReader | None = None,
     ) -> None:
+        """`reader` may have a client of its own, which waits for longer."""
         self._redis = client
-        self._streams = KvStreams(client)
+        self._line = line_of(client)
+        self._reader = reader or StreamReader(client)
         self._keys = keys
         self._index = index
         self._metrics = metrics
@@ -78,6 +82,14 @@ class KvFollower:
         """Whether the index has what the worker's snapshot said and follows its stream."""
         followed = self._followed.get(worker_id)
         return followed is not None and followed.loaded and not followed.poisoned
+
+    def look(self) -> None:
+        """Do not wait for block events any longer if the targets are not those that are followed."""
+        targets, followed = self._targets(), self._followed
+        if targets.keys() != followed.keys() or any(
+            followed[worker_id].target.epoch != target.epoch for worker_id, target in targets.items()
+        ):
+            self._reader.interrupt()
 
     async def run(self) -> None:
         """Follow until cancelled. An outage of Redis is logged once and ends with a line too."""
@@ -159,7 +171,7 @@ class KvFollower:
         ids_by_key = {self._keys.kv_stream(worker_id).encode(): worker_id for worker_id in worker_ids}
         cursors = {key: self._followed[worker_id].cursor for key, worker_id in ids_by_key.items()}
         try:
-            streams = await self._streams.read(cursors)
+            streams = await self._reader.read(cursors)
         except ResponseError:
             # One key of the wrong type fails the whole read; find out whose.
             if not await self._check():
@@ -167,10 +179,7 @@ class KvFollower:
             return
         if not streams:
             return
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for key, _ in streams:
-                pipeline.xrange(key, count=1)
-            beginnings = await pipeline.execute(raise_on_error=False)
+        beginnings = await self._line.ask(*(("XRANGE", key, "-", "+", "COUNT", 1) for key, _ in streams))
         num_blocks = 0
         for (key, entries), first in zip(streams, beginnings, strict=True):
             worker_id = ids_by_key[key]
@@ -204,7 +213,7 @@ class KvFollower:
         self,
         worker_id: str,
         followed: _Followed,
-        entries: list[tuple[bytes, Mapping[bytes, bytes]]],
+        entries: Entries,
         num_blocks: int,
     ) -> int:
         """Apply entries in order and move the cursor; returns the blocks applied since others had their turn."""
@@ -235,10 +244,12 @@ class KvFollower:
     async def _check(self) -> bool:
         """Look for streams that began anew or are no streams; whether any of the latter was found."""
         worker_ids = list(self._followed)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for worker_id in worker_ids:
-                pipeline.xrevrange(self._keys.kv_stream(worker_id), count=1)
-            answers = await pipeline.execute(raise_on_error=False)
+        answers = await self._line.ask(
+            *(
+                ("XREVRANGE", self._keys.kv_stream(worker_id), "+", "-", "COUNT", 1)
+                for worker_id in worker_ids
+            )
+        )
         found = False
         for worker_id, last in zip(worker_ids, answers, strict=True):
             followed = self._followed[worker_id]
