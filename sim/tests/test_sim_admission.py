@@ -46,7 +46,8 @@ def test_what_cannot_start_in_time_waits_in_the_router_and_is_answered() -> None
 
 def test_overload_with_a_deadline_is_refused_at_once_and_told_when_to_come_back() -> None:
     measurement = simulate(SCENARIO, prompts(40.0, 400, deadline_s=1.0))
-    refused = [r for r in measurement.records if r.refusal]
+    # Until workers know how fast they are nobody can tell who will be late: those wait for as long as they may.
+    refused = [r for r in measurement.records if r.refusal and r.sent_s > 3.0]
     assert len(refused) > 100
     for r in refused:
         assert r.refusal == "RESOURCE_EXHAUSTED"
@@ -80,8 +81,8 @@ def test_tenants_are_served_by_weight_through_several_routers() -> None:
     )
     records = simulate(scenario, requests).records
     assert all(r.done for r in records)
-    # Once the workers know how fast they are, requests wait; both tenants have some waiting until then.
-    started = [r for r in records if 8.0 <= r.sent_s + r.routed_after_s <= 28.0]
+    # Both have some waiting until then.
+    started = [r for r in records if 3.0 <= r.sent_s + r.routed_after_s <= 21.0]
     gold = sum(r.tenant == "gold" for r in started)
     assert 2.5 <= gold / (len(started) - gold) <= 3.5
 
