@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tandem.v1 import decode_pb2 as pb
 from tandem.v1 import generation_pb2, router_pb2
-from tandem_frontend.loop_pressure import LoopPressure
+from tandem_frontend.loop_pressure import LoopPressure, ThreadTime
 from tandem_frontend.sessions import Session
-from tandem_frontend.step_rows import merged, rows_of
+from tandem_frontend.step_rows import GatheredRows, rows_of
 
 MESSAGES = st.lists(
     st.tuples(
@@ -51,22 +51,37 @@ def one_by_one(messages):
     return seen
 
 
-@given(MESSAGES)
-def test_merged_messages_say_the_same_to_every_stream(drawn):
+@given(MESSAGES, st.integers(1, 4))
+def test_gathered_messages_say_the_same_to_every_stream(drawn, num_gathered):
     messages = [message(rows, finished) for rows, finished in drawn]
-    seen = {}
-    for rows, event in merged(messages):
+    gathered, seen = GatheredRows(), {}
+
+    def hand_on(stream_id, row):
+        seen.setdefault(stream_id, []).extend(row.token_ids)
+
+    def take():
+        rows = gathered.take()
+        assert all(row.token_ids for row in rows.values())
         for stream_id, row in rows.items():
-            seen.setdefault(stream_id, []).extend(row.token_ids)
-        if event is not None:
+            hand_on(stream_id, row)
+
+    for response in messages:
+        for row, event in gathered.add(response):
+            if row is not None:
+                hand_on(event.stream_id, row)
             seen.setdefault(event.stream_id, []).append(None)
+        if gathered.num_messages >= num_gathered:
+            take()
+    take()
     assert seen == one_by_one(messages)
 
 
 def test_log_probabilities_stay_with_their_tokens():
-    messages = [message([(1, [5])], [], logprobs=True), message([(1, [6, 7])], [], logprobs=True)]
-    ((rows, _),) = merged(messages)
-    assert [(i, -e.logprob) for i, e in zip(rows[1].token_ids, rows[1].logprobs, strict=True)] == [
+    gathered = GatheredRows()
+    for rows in ([(1, [5])], [(1, [6, 7])]):
+        assert gathered.add(message(rows, [], logprobs=True)) == []
+    (row,) = gathered.take().values()
+    assert [(i, -e.logprob) for i, e in zip(row.token_ids, row.logprobs, strict=True)] == [
         (5, 5),
         (6, 6),
         (7, 7),
@@ -77,9 +92,22 @@ def test_a_loop_is_behind_until_it_has_clearly_caught_up():
     pressure = LoopPressure()
     seen = []
     for used_s in (0.5, 0.8, 0.95, 0.8, 0.7, 0.8):
-        pressure.observe(used_s, 1.0)
+        pressure.observe(ThreadTime(used_s / 2, used_s / 2), 1.0)
         seen.append(pressure.behind)
     assert seen == [False, False, True, True, False, False]
+
+
+def test_a_loop_that_keeps_up_by_merging_only_goes_on_merging():
+    pressure = LoopPressure()
+    pressure.num_handed_on = 100_000
+    pressure.observe(ThreadTime(0.5, 0.1), 1.0)  # 5 µs a row
+    pressure.observe(ThreadTime(0.95), 1.0)
+    for num_merged, behind in ((180_000, True), (100_000, True), (50_000, False)):
+        pressure.num_handed_on, pressure.num_merged = 1_000, num_merged
+        pressure.observe(ThreadTime(0.35), 1.0)
+        assert pressure.behind is behind
+    pressure.observe(ThreadTime(0.35), 1.0)
+    assert not pressure.behind
 
 
 class Sink:
@@ -112,9 +140,12 @@ async def test_a_session_merges_only_while_the_loop_is_behind():
         session._receive(message([(stream_id, [token_id])], []))
     assert sink.calls == [[1], [2]]
     pressure.behind = False
-    session._receive(message([(stream_id, [5])], [stream_id]))
+    session._receive(message([(stream_id, [5])], []))
     assert sink.calls == [[1], [2]], "nothing overtakes what was gathered"
     async with asyncio.timeout(5):
-        while len(sink.calls) < 4:
+        while len(sink.calls) < 3:
             await asyncio.sleep(0.005)
-    assert sink.calls == [[1], [2], [3, 4, 5], "finished"]
+    pressure.behind = True
+    session._receive(message([(stream_id, [6])], []))
+    session._receive(message([(stream_id, [7])], [stream_id]))
+    assert sink.calls == [[1], [2], [3, 4, 5], [6, 7], "finished"], "an event waits for nobody"

@@ -28,14 +28,14 @@ from tandem_common.rpc import open_channel
 
 from tandem_frontend.loop_pressure import LoopPressure
 from tandem_frontend.plain_stream import PlainStream
-from tandem_frontend.step_rows import merged, rows_of
+from tandem_frontend.step_rows import GatheredRows, Row, rows_of
 
 # Commands that a worker has not taken; more means that it does not read any more.
 MAX_COMMANDS = 8192
 _MAX_STREAM_ID = 2**32 - 1
-# How long messages are gathered while the event loop is behind, and how many at most.
-_GATHER_S = 0.01
-_MAX_GATHERED = 64
+# How many messages are gathered while the event loop is behind, and for how long at most.
+_MAX_GATHERED = 8
+_GATHER_S = 0.05
 _LAST_WORDS_S = 0.5
 
 _log = get_logger("sessions")
@@ -66,7 +66,7 @@ class Session:
 
     def __init__(self, worker: router_pb2.WorkerRef, frontend_id: str, pressure: LoopPressure) -> None:
         self._pressure = pressure
-        self._gathered: list[pb.SessionResponse] = []
+        self._gathered = GatheredRows()
         self._gathering: asyncio.TimerHandle | None = None
         self.worker_id = worker.worker_id
         self.epoch = worker.epoch
@@ -178,12 +178,17 @@ class Session:
         return request
 
     def _receive(self, response: pb.SessionResponse) -> None:
-        """Hand a message on, now or together with those of the next milliseconds."""
-        if not self._pressure.behind and not self._gathered:
+        """Hand a message on, now or together with those of the next milliseconds; events never wait."""
+        if not self._pressure.behind and not self._gathered.num_messages:
             self._dispatch(response)
             return
-        self._gathered.append(response)
-        if len(self._gathered) >= _MAX_GATHERED:
+        now = time.monotonic()
+        self._pressure.num_merged += len(response.stream_ids)
+        for row, event in self._gathered.add(response):
+            if row is not None:
+                self._hand_on_row(event.stream_id, row, now)
+            self._on_event(event)
+        if self._gathered.num_messages >= _MAX_GATHERED:
             self._hand_on()
         elif self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._hand_on)
@@ -193,17 +198,19 @@ class Session:
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
-        gathered, self._gathered = self._gathered, []
         now = time.monotonic()
-        for rows, event in merged(gathered):
-            for stream_id, row in rows.items():
-                self._on_row(stream_id, row.token_ids, row.logprobs, now)
-            if event is not None:
-                self._on_event(event)
+        for stream_id, row in self._gathered.take().items():
+            self._hand_on_row(stream_id, row, now)
+
+    def _hand_on_row(self, stream_id: int, row: Row, now: float) -> None:
+        self._pressure.num_merged -= 1
+        self._pressure.num_handed_on += 1
+        self._on_row(stream_id, row.token_ids, row.logprobs, now)
 
     def _dispatch(self, response: pb.SessionResponse) -> None:
         """Hand each row, then each event, to its request."""
         now = time.monotonic()
+        self._pressure.num_handed_on += len(response.stream_ids)
         if response.token_counts or response.logprobs:
             logprobs = {entry.stream_id: entry.tokens for entry in response.logprobs}
             for stream_id, token_ids in rows_of(response):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tandem.v1 import decode_pb2 as pb
 from tandem.v1 import generation_pb2
@@ -15,6 +16,13 @@ class Row:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[generation_pb2.TokenLogprobs] = field(default_factory=list)
+
+
+class RowAndEvent(NamedTuple):
+    """An event of a stream, and its tokens before that."""
+
+    row: Row | None
+    event: pb.StreamEvent
 
 
 def rows_of(response: pb.SessionResponse) -> Iterator[tuple[int, list[int]]]:
@@ -31,18 +39,31 @@ def rows_of(response: pb.SessionResponse) -> Iterator[tuple[int, list[int]]]:
         start += count
 
 
-def merged(responses: Iterable[pb.SessionResponse]) -> Iterator[tuple[dict[int, Row], pb.StreamEvent | None]]:
-    """Several messages as few: all tokens before an event of their stream come before it, everything else together.
+class GatheredRows:
+    """Several messages as one: each stream's tokens in one row."""
 
-    Each pair is tokens by stream, and the event that follows them.
-    """
-    rows: dict[int, Row] = {}
-    for response in responses:
-        for stream_id, token_ids in rows_of(response):
-            rows.setdefault(stream_id, Row()).token_ids.extend(token_ids)
+    def __init__(self) -> None:
+        self._rows: dict[int, Row] = {}
+        self.num_messages = 0
+
+    def add(self, response: pb.SessionResponse) -> list[RowAndEvent]:
+        """Keep its rows; its events, which are for now, with what was gathered for their streams."""
+        self.num_messages += 1
+        rows = self._rows
+        if response.token_counts:
+            for stream_id, token_ids in rows_of(response):
+                rows.setdefault(stream_id, Row()).token_ids.extend(token_ids)
+        else:
+            for stream_id, token_id in zip(response.stream_ids[:], response.token_ids[:], strict=False):
+                row = rows.get(stream_id)
+                if row is None:
+                    row = rows[stream_id] = Row()
+                row.token_ids.append(token_id)
         for entry in response.logprobs:
             rows.setdefault(entry.stream_id, Row()).logprobs.extend(entry.tokens)
-        for event in response.events:
-            row = rows.pop(event.stream_id, None)
-            yield ({event.stream_id: row} if row is not None else {}), event
-    yield rows, None
+        return [RowAndEvent(rows.pop(event.stream_id, None), event) for event in response.events]
+
+    def take(self) -> dict[int, Row]:
+        """Everything else, by stream; nothing is left."""
+        rows, self._rows, self.num_messages = self._rows, {}, 0
+        return rows
