@@ -51,7 +51,7 @@ def test_texts_that_begin_alike_share_their_first_pieces(text, position):
 def test_tokens_of_pieces_are_the_texts_tokens(local_model, text):
     tokenizer = local_model.tokenizer
     rendered = tokenizer._template.render([ChatTurn("user", text)])
-    cache = TokenCache(tokenizer._encode, max_characters=4 * PIECE_SIZE)
+    cache = TokenCache(tokenizer._encode_all, max_characters=4 * PIECE_SIZE, max_words=8)
     expected = tokenizer._tokenizer.encode(rendered, add_special_tokens=False).ids
     assert cache.encode(rendered) == expected
     assert cache.encode(rendered) == expected
@@ -61,17 +61,34 @@ def test_tokens_of_pieces_are_the_texts_tokens(local_model, text):
 def test_what_was_encoded_before_is_not_encoded_again():
     encoded = []
 
-    def encode(text):
-        encoded.append(text)
-        return [len(text)]
+    def encode_all(texts):
+        encoded.extend(texts)
+        return [[len(text)] for text in texts]
 
-    cache = TokenCache(encode)
+    cache = TokenCache(encode_all)
     prefix = "word " * 500
     first = cache.encode(prefix + "one")
     assert cache.num_unknown(prefix + "two") < 2 * PIECE_SIZE
     encoded.clear()
     assert len(cache.encode(prefix + "two")) == len(first)
-    assert sum(map(len, encoded)) < 2 * PIECE_SIZE
+    assert encoded == [" two"]
+
+
+def test_a_word_is_encoded_once_and_long_ones_are_not_kept():
+    encoded = []
+
+    def encode_all(texts):
+        encoded.extend(texts)
+        return [[len(text)] for text in texts]
+
+    cache = TokenCache(encode_all)
+    long = " " + "x" * 100
+    assert cache.encode("a fox a fox" + long) == [1, 4, 2, 4, 101]
+    assert encoded == ["a", " fox", " a", long]
+    encoded.clear()
+    assert cache.encode("a fox" + long) == [1, 4, 101]
+    assert encoded == [long]
+    cache.check_integrity()
 
 
 def test_the_models_own_tokenizer_is_cached(local_model):

@@ -31,12 +31,18 @@ def sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
 
 def sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
     """The message, with every field set but `logprobs` when it is None."""
-    message = pb.SamplingParams(logit_bias=dict(sampling.logit_bias))
-    for name in _OPTIONAL_SAMPLING:
-        value = getattr(sampling, name)
-        if value is not None:
-            setattr(message, name, value)
-    return message
+    return pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=sampling.seed,
+        logprobs=sampling.logprobs,
+        logit_bias=sampling.logit_bias,
+    )
 
 
 def request_class_from_proto(value: pb.RequestClass.ValueType) -> RequestClass:

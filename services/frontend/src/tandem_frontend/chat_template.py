@@ -46,6 +46,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
+            # A chain of dictionaries, which is copied, slowly, for each rendering.
+            self._template.globals = dict(self._template.globals)
         except jinja2.TemplateError as error:
             raise ConfigError(f"the model's chat template does not compile: {error}") from None
 

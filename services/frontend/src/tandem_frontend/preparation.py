@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ class Preparation:
         self._secret = cluster_secret
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tokenize")
         self._num_waiting = 0
+        self._namespace = functools.lru_cache(maxsize=1024)(self._namespace_of)
 
     async def prepare(
         self, model: str, prompt: Prompt, options: GenerationOptions, caller: Caller
@@ -92,6 +94,9 @@ class Preparation:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._num_waiting -= 1
+
+    def _namespace_of(self, revision: str, tenant: str) -> bytes:
+        return namespace_root(revision, tenant_salt=tenant_salt(self._secret, tenant))
 
     def _is_quick(self, prompt: Prompt) -> bool:
         size = _size(prompt)
@@ -124,8 +129,8 @@ class Preparation:
         ends = () if options.ignore_eos else self._tokenizer.end_token_ids
         sampling = options.sampling
         if not options.seeded:
-            sampling = dataclasses.replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
-        namespace = namespace_root(model.revision, tenant_salt=tenant_salt(self._secret, caller.tenant))
+            sampling = dataclasses.replace(sampling, seed=secrets.randbits(MAX_SEED.bit_length()))
+        namespace = self._namespace(model.revision, caller.tenant)
         generation = Generation(
             request_id=caller.request_id,
             model=model.name,

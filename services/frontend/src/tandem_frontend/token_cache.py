@@ -2,23 +2,28 @@
 
 A text is cut between two words at places that depend on its beginning only, so that texts that begin alike have their
 first pieces in common. The cuts are where a byte-level tokenizer's pre-tokenizer cuts anyway, so the pieces' tokens one
-after another are the whole text's tokens: see `cuts_between_words`.
+after another are the whole text's tokens: see `cuts_between_words`. What is not known as a piece is looked up word by
+word, and only new words are encoded.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
 # Characters per piece, at least: what a changed character costs anew, against look-ups.
 PIECE_SIZE = 512
 MAX_CHARACTERS = 8 << 20
+# Longer ones, and what has no gaps, are hardly words.
+MAX_WORD_SIZE = 32
+MAX_WORDS = 50_000
 
 # A space between ASCII letters: no Unicode normalization joins it to its neighbours.
 _CUT = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
@@ -32,10 +37,18 @@ _PROBES = tuple(
 
 
 class TokenCache:
-    """Encodes texts piece by piece and remembers the pieces used last. Thread-safe if `encode` is."""
+    """Encodes texts piece by piece and remembers the pieces used last, and words. Thread-safe if `encode_all` is."""
 
-    def __init__(self, encode: Callable[[str], Sequence[int]], max_characters: int = MAX_CHARACTERS) -> None:
-        self._encode = encode
+    def __init__(
+        self,
+        encode_all: Callable[[list[str]], list[list[int]]],
+        max_characters: int = MAX_CHARACTERS,
+        max_words: int = MAX_WORDS,
+    ) -> None:
+        self._encode_all = encode_all
+        # With the space before them. Emptied when full: those in use are soon known again.
+        self._words: dict[str, list[int]] = {}
+        self._max_words = max_words
         self._max_characters = max_characters
         self._num_characters = 0
         self._pieces: OrderedDict[str, array[int]] = OrderedDict()
@@ -57,6 +70,27 @@ class TokenCache:
         """Assert that the size is the sum of the pieces and within its bound."""
         assert self._num_characters == sum(map(len, self._pieces))
         assert self._num_characters <= self._max_characters
+        assert len(self._words) <= self._max_words
+        assert all(len(word) <= MAX_WORD_SIZE for word in self._words)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a text that is not remembered as a whole."""
+        known, words = self._words, _words_of(text)
+        rows = [known.get(word) for word in words]
+        if None in rows:
+            new = list(dict.fromkeys(word for word, row in zip(words, rows, strict=True) if row is None))
+            encoded = dict(zip(new, self._encode_all(new), strict=True))
+            rows = [encoded[word] if row is None else row for word, row in zip(words, rows, strict=True)]
+            self._remember(encoded)
+        return list(itertools.chain.from_iterable(cast("list[list[int]]", rows)))
+
+    def _remember(self, encoded: Mapping[str, list[int]]) -> None:
+        short = {word: row for word, row in encoded.items() if len(word) <= MAX_WORD_SIZE}
+        with self._lock:
+            if len(self._words) + len(short) > self._max_words:
+                self._words = {}
+            if len(short) <= self._max_words:
+                self._words.update(short)
 
     def _ids(self, piece: str) -> Sequence[int]:
         with self._lock:
@@ -83,6 +117,12 @@ def pieces_of(text: str) -> Iterator[str]:
         start = cut.start()
     if start < len(text):
         yield text[start:]
+
+
+def _words_of(text: str) -> list[str]:
+    """The text cut at all gaps; a gap begins a word."""
+    first, *rest = _CUT.split(text)
+    return [first, *[" " + word for word in rest]]
 
 
 def cuts_between_words(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> bool:

@@ -55,7 +55,9 @@ class ModelTokenizer:
         self._plain = Tokenizer.from_str(
             json.dumps(_without_prefix_space(self._spec) | {"added_tokens": [], "post_processor": None})
         )
-        self._cache = TokenCache(self._encode) if cuts_between_words(self._tokenizer, self._spec) else None
+        self._cache = (
+            TokenCache(self._encode_all) if cuts_between_words(self._tokenizer, self._spec) else None
+        )
         special_tokens = {name: _content(settings.get(name)) for name in _SPECIAL_NAMES if settings.get(name)}
         self.end_token_ids = frozenset(self._end_token_ids(path, special_tokens))
         source = _template_source(path, settings)
@@ -85,9 +87,11 @@ class ModelTokenizer:
         return self._cache.num_unknown(self._template.render(turns))
 
     def _encode(self, text: str) -> list[int]:
+        return self._encode_all([text])[0]
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
         # "fast": where each token came from in the text is not worked out.
-        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
+        return [each.ids for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _encode_marked(self, turns: Sequence[ChatTurn], control: re.Pattern[str]) -> list[int]:
         """Encode a conversation in which messages spell control tokens.
