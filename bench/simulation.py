@@ -33,13 +33,13 @@ from tandem_sim.models import MODELS
 from tandem_sim.report import Run, Summary, summarise, table, to_json
 from tandem_sim.scenario import Control, Scenario, Targets, WorkerGroup
 from tandem_sim.simulation import Simulation
-from tandem_sim.step_time import kv_tokens
+from tandem_sim.step_time import STEP_MODELS, kv_tokens
 from tandem_sim.synthetic import CHAT_ONLY, MIXED, Kind, poisson
 
 AT_ONCE = Control(heartbeat_s=0.01, poll_s=0.01, kv_event_delay_s=0.0)
 RESULTS = Path(__file__).resolve().parent / "results"
 LOADS = (3.0, 3.5, 4.0, 4.5, 5.0, 5.5)
-CHUNKS = (256, 512, 1024)
+CHUNKS = (128, 192, 256, 384, 512, 1024)
 WARM_S = 20.0
 SHARES = (0.9, 0.95, 0.98)
 # Tokens of a step of prefill and decode workers, whatever the policy: a short prompt waits for the step in progress.
@@ -106,7 +106,7 @@ def policies(
 
 
 def layouts(
-    num_requests: int, num_workers: int, rates_per_worker: Sequence[float], tpot_s: float
+    num_requests: int, num_workers: int, rates_per_worker: Sequence[float], tpot_s: float, step_model: str
 ) -> Iterator[Summary]:
     """All ways to use so many workers of 4 GPUs, over swept rates: split, aggregated, and aggregated with handoffs."""
     targets = Targets(ttft_s=2.0, tpot_s=tpot_s)
@@ -125,7 +125,9 @@ def layouts(
     for rate in (num_workers * each for each in rates_per_worker):
         mixed = poisson(MIXED, rate=rate, num_requests=num_requests, seed=1)
         for workers in (*splits, *wholes):
-            scenario = Scenario(workers=workers, block_size=64, targets=targets, with_planner=False)
+            scenario = Scenario(
+                workers=workers, block_size=64, targets=targets, with_planner=False, step_model=step_model
+            )
             yield run_warm(scenario, mixed)
 
 
@@ -164,7 +166,7 @@ def interference(num_requests: int) -> Iterator[Summary]:
         ),
         *(
             (WorkerGroup(role="both", count=4, max_step_tokens=chunk, handoffs=False),)
-            for chunk in (512, 2048, 8192)
+            for chunk in (256, 512, 2048, 8192)
         ),
     ):
         for requests in (chats, both):
@@ -225,6 +227,7 @@ def main() -> None:
     )
     parser.add_argument("--rates", default="4,5,5.5,6,6.5,7,7.5,8", help="of layouts, per worker")
     parser.add_argument("--tpot-ms", type=float, default=40.0, help="target of layouts")
+    parser.add_argument("--step-model", default="roofline", choices=STEP_MODELS, help="of layouts")
     parser.add_argument("--nodes", default="2,4", help="workers of layouts: 2 of 4 GPUs are a node")
     parser.add_argument("--policies", default=",".join(POLICY_NAMES))
     arguments = parser.parse_args()
@@ -254,8 +257,9 @@ def main() -> None:
     if "layouts" in names:
         rates = [float(rate) for rate in arguments.rates.split(",")]
         for num_workers in (int(count) for count in arguments.nodes.split(",")):
-            swept = list(layouts(arguments.requests, num_workers, rates, arguments.tpot_ms / 1e3))
-            show(f"layouts-{num_workers}", swept)
+            tpot_s = arguments.tpot_ms / 1e3
+            swept = list(layouts(arguments.requests, num_workers, rates, tpot_s, arguments.step_model))
+            show(f"layouts-{arguments.step_model}-{num_workers}", swept)
             show_capacities(swept)
     if "interference" in names:
         show("interference", list(interference(1500)))

@@ -67,6 +67,7 @@ def summarise(run: Run) -> Summary:
         {
             "policy": scenario.policy,
             "model": scenario.model,
+            "step_model": scenario.step_model,
             "workers": [_group(group) for group in scenario.workers],
             "num_gpus": scenario.num_gpus,
             "seed": scenario.seed,

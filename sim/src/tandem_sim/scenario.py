@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tandem_sim.hardware import GPUS
 from tandem_sim.models import MODELS
 from tandem_sim.network import TIERS
+from tandem_sim.step_time import STEP_MODELS
 
 RouterSetting = str | int | float | tuple[str, ...]
 ROLES = ("prefill", "decode", "both")
@@ -68,6 +69,7 @@ class Scenario:
     """One simulation, but for its traffic."""
 
     model: str = "llama-3-70b"
+    step_model: str = "roofline"
     workers: tuple[WorkerGroup, ...]
     policy: str = "predictive"
     seed: int = 0
@@ -89,6 +91,7 @@ class Scenario:
     def __post_init__(self) -> None:
         """Check names, and that somebody can answer."""
         _choice("model", self.model, MODELS)
+        _choice("step_model", self.step_model, STEP_MODELS)
         _choice("network", self.network, TIERS)
         _choice("host_network", self.host_network, TIERS)
         if self.num_routers < 1:

@@ -16,7 +16,7 @@ from tandem_sim.models import MODELS
 from tandem_sim.network import TIERS
 from tandem_sim.request_flow import RequestFlow
 from tandem_sim.scenario import Fault, Scenario, WorkerGroup
-from tandem_sim.step_time import Roofline, StepTime, kv_tokens
+from tandem_sim.step_time import StepTime, gpu_step_time, kv_tokens
 from tandem_sim.worker import Worker, WorkerSpec
 
 SAMPLE_S = 5.0
@@ -107,7 +107,7 @@ class Simulation:
             block_bytes=size * model.kv_bytes_per_token,
             layout_digest=blake2b(f"{model.name} {size}".encode(), digest_size=16).digest(),
         )
-        return Roofline(gpu, model, speed=group.speed), info
+        return gpu_step_time(self._scenario.step_model, group.gpu, model.name, group.speed), info
 
     def _kill(self, fault: Fault) -> None:
         worker = self.workers[fault.worker_id]

@@ -8,8 +8,12 @@ from typing import Protocol
 from tandem_common.speed import DecodeSpeed, PrefillSpeed
 from tandem_engine.api import StepCost
 
-from tandem_sim.hardware import Efficiency, GpuProfile
-from tandem_sim.models import ModelShape
+from tandem_sim import layer_times
+from tandem_sim.hardware import FITTED, GPUS, Efficiency, GpuProfile
+from tandem_sim.models import MODELS, ModelShape
+
+# How steps are modelled: efficiencies that are assumed, those fitted to a measured layer, or that layer's own times.
+STEP_MODELS = ("roofline", "fitted", "measured")
 
 
 class StepTime(Protocol):
@@ -28,6 +32,7 @@ class Roofline:
 
     Source: S. Williams, A. Waterman, D. Patterson, "Roofline: An Insightful Visual Performance Model" (2009), applied
     to the matrix products and to attention apart, plus a constant per step and the all-reduces of tensor parallelism.
+    With `Efficiency.overlap` below 1 products take a part of the less scarce resource's time besides.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Roofline:
         n = model.tensor_parallel
         self._model = model
         self._speed = speed
+        self._exposed = 1.0 - e.overlap
         self._product_s = 2.0 * model.num_active_params / (gpu.flops * e.compute * n)
         self._pair_s = model.attention_flops / (gpu.flops * e.attention * n)
         self._byte_s = 1.0 / (gpu.memory_bytes_per_s * e.bandwidth * n)
@@ -53,10 +59,44 @@ class Roofline:
     def step_s(self, work: StepCost, inner_context: int) -> float:
         """As `StepTime.step_s`."""
         num_tokens = work.num_prefill_tokens + work.num_decode_sequences
-        products = max(num_tokens * self._product_s, self._model.weight_bytes_read(num_tokens) * self._byte_s)
         attention = (work.prefill_token_context + inner_context) * self._pair_s
         attention += work.decode_kv_tokens * self._kv_s
-        return (self._base_s + products + attention + num_tokens * self._reduce_s) / self._speed
+        rest = self._base_s + attention + num_tokens * self._reduce_s
+        return (self._products_s(num_tokens) + rest) / self._speed
+
+    def _products_s(self, num_tokens: int) -> float:
+        computing_s = num_tokens * self._product_s
+        reading_s = self._model.weight_bytes_read(num_tokens) * self._byte_s
+        return max(computing_s, reading_s) + self._exposed * min(computing_s, reading_s)
+
+
+class MeasuredLayers(Roofline):
+    """As a roofline, but products and the work on activations take what was measured (`layer_times`)."""
+
+    def __init__(self, gpu: GpuProfile, model: ModelShape, speed: float = 1.0) -> None:
+        """ValueError for anything but the GPU and the model that were measured."""
+        if (gpu.name, model.name) != (layer_times.GPU, layer_times.MODEL):
+            known = f"{layer_times.MODEL} on {layer_times.GPU}"
+            raise ValueError(
+                f"{model.name} on {gpu.name} was not measured, only {known}: use another step model"
+            )
+        super().__init__(gpu, model, speed=speed)
+
+    def _products_s(self, num_tokens: int) -> float:
+        layers_s = 1e-3 * self._model.num_layers * layer_times.layer_ms(num_tokens)
+        return layers_s + layer_times.HEAD_BYTES * self._byte_s
+
+
+def gpu_step_time(step_model: str, gpu: str, model: str, speed: float = 1.0) -> Roofline:
+    """The steps of a worker, by a name of `STEP_MODELS`."""
+    match step_model:
+        case "roofline":
+            return Roofline(GPUS[gpu], MODELS[model], speed=speed)
+        case "fitted":
+            return Roofline(GPUS[gpu], MODELS[model], FITTED, speed)
+        case "measured":
+            return MeasuredLayers(GPUS[gpu], MODELS[model], speed)
+    raise ValueError(f"step model {step_model!r}: must be one of {', '.join(STEP_MODELS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

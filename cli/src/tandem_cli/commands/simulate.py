@@ -43,6 +43,9 @@ def simulate(
     model: Annotated[
         str, typer.Option(help="llama-3-8b, llama-3-70b, qwen3-32b or gpt-oss-120b.")
     ] = "llama-3-8b",
+    step_model: Annotated[
+        str, typer.Option(help="How steps are timed: roofline, fitted or measured (docs/simulation.md).")
+    ] = "roofline",
     policy: Annotated[
         str, typer.Option(help="Routing policies, separated by commas: each is simulated.")
     ] = "predictive",
@@ -94,6 +97,7 @@ def simulate(
             for factor in load.split(","):
                 scenario = Scenario(
                     model=model,
+                    step_model=step_model,
                     workers=_workers(
                         {"prefill": prefill, "decode": decode, "both": aggregated},
                         gpu,
