@@ -1,12 +1,21 @@
 import asyncio
+import time
 from contextlib import suppress
+from types import SimpleNamespace
 
+import pytest
 from redis.exceptions import RedisError
 from redis_server import RedisServer
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
-from tandem_common.registry import ClusterWatcher, ServicePublisher, ServiceWatcher, WorkerPublisher
+from tandem_common.registry import (
+    MIN_TTL_S,
+    ClusterWatcher,
+    ServicePublisher,
+    ServiceWatcher,
+    WorkerPublisher,
+)
 
 KEYS = Keys("test")
 
@@ -86,10 +95,11 @@ async def test_the_last_view_survives_an_outage_and_says_its_age(redis_server: R
             await asyncio.sleep(0.02)
         assert set(watcher.workers) == {"w"}
         redis_server.start()
-        while watcher.workers:
+        while watcher.stale_ms > 100:
             await asyncio.sleep(0.02)
-        await publisher.publish(card("w"), beat("w"))
-        while not watcher.workers:
+        assert set(watcher.workers) == {"w"}  # Redis came back empty
+        await publisher.publish(card("w", epoch=2), beat("w", epoch=2))
+        while watcher.workers["w"].card.epoch == 1:
             await asyncio.sleep(0.02)
     task.cancel()
     with suppress(asyncio.CancelledError):
@@ -167,4 +177,46 @@ async def test_who_looks_at_cards_only_sees_no_beats_and_no_change_in_them(redis
     await client.delete(KEYS.card("w"))
     await watcher.refresh()
     assert set(watcher.workers) == {"v"}
+    await client.aclose()
+
+
+async def test_who_is_lost_with_redis_memory_counts_until_its_card_would_have_expired(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(redis_url)
+    publisher, watcher = WorkerPublisher(client, KEYS, 1.0), ClusterWatcher(client, KEYS)
+    for name in ("a", "b", "c"):
+        await publisher.publish(card(name), beat(name))
+    await watcher.refresh()
+    await client.flushall()
+    for _ in range(2):
+        await watcher.refresh()
+        assert set(watcher.workers) == {"a", "b", "c"}
+    await publisher.publish(card("a", epoch=2), beat("a", epoch=2))  # one comes back, another incarnation
+    await publisher.publish(card("b"), beat("b"))
+    await watcher.refresh()
+    assert {name: seen.card.epoch for name, seen in watcher.workers.items()} == {"a": 2, "b": 1, "c": 1}
+    await publisher.remove("b")  # and says goodbye
+    await watcher.refresh()
+    assert set(watcher.workers) == {"a", "c"}
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + MIN_TTL_S)
+    monkeypatch.setattr("tandem_common.registry.time", clock)
+    await watcher.refresh()
+    assert set(watcher.workers) == {"a"}
+    await client.aclose()
+
+
+async def test_a_service_outlives_redis_memory_too(redis_url: str) -> None:
+    client = connect(redis_url)
+    service = pb.ServiceCard(service_id="r", kind="router", address="127.0.0.1:1")
+    running = asyncio.create_task(ServicePublisher(client, KEYS, service, heartbeat_s=60).run())
+    watcher = ServiceWatcher(client, KEYS, "router")
+    while not watcher.services:
+        await watcher.refresh()
+        await asyncio.sleep(0.01)
+    await client.flushall()
+    await watcher.refresh()
+    assert set(watcher.services) == {"r"}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     await client.aclose()

@@ -91,7 +91,8 @@ class WorkerPublisher:
     async def remove(self, worker_id: str) -> None:
         """Leave the registry now instead of when the card expires."""
         async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.delete(self._keys.card(worker_id))
+            # An empty card says that it left; one that is missing could mean that Redis lost its memory.
+            pipeline.set(self._keys.card(worker_id), b"", px=self._ttl_ms)
             pipeline.delete(self._keys.beat(worker_id))
             pipeline.srem(self._keys.workers(), worker_id)
             await pipeline.execute()
@@ -153,6 +154,9 @@ class _Watcher(ABC, Generic[T]):
 
     A poll is one round trip, shared with what else the process asks at that moment, unless somebody came or went.
     Records are parsed when their bytes have changed.
+
+    Who is not listed any more and did not say that it leaves was dropped by nobody: Redis lost its memory, and knows it
+    again after its next heartbeat. Until its card would have expired it counts as it was.
     """
 
     def __init__(self, client: redis.asyncio.Redis, index: str, interval_s: float) -> None:
@@ -162,6 +166,8 @@ class _Watcher(ABC, Generic[T]):
         self._index = index
         self._interval_s = interval_s
         self._roll = self._answered = _Roll()
+        self._listed: frozenset[bytes] = frozenset()  # in Redis
+        self._lost: dict[bytes, float] = {}  # ids that were, and until when they count
         self._answers: list[Any] = []
         self._records: dict[str, Records] = {}
         self._view: dict[str, T] = {}
@@ -202,7 +208,7 @@ class _Watcher(ABC, Generic[T]):
         roll = self._roll
         members, *answers = await self._line.ask(("SMEMBERS", self._index), *roll.commands)
         _raise_any([members])
-        listed = frozenset(members)
+        listed = await self._with_lost(frozenset(members))
         if listed != roll.listed:
             roll = self._call_roll(listed)
             answers = await self._line.ask(*roll.commands)
@@ -212,6 +218,21 @@ class _Watcher(ABC, Generic[T]):
         if roll is not self._answered or answers != self._answers:
             self._answered, self._answers = roll, answers
             self._take(roll.ids, answers)
+
+    async def _with_lost(self, listed: frozenset[bytes]) -> frozenset[bytes]:
+        now_s = time.monotonic()
+        self._lost = {id_: end_s for id_, end_s in self._lost.items() if now_s < end_s and id_ not in listed}
+        gone = [id_ for id_ in self._listed - listed if id_.decode(errors="replace") in self._view]
+        if gone:
+            cards = await self._line.ask(
+                *(("GET", self._keys_of(id_.decode(errors="replace"))[0]) for id_ in gone)
+            )
+            _raise_any(cards)
+            self._lost |= {
+                id_: now_s + MIN_TTL_S for id_, card in zip(gone, cards, strict=True) if card is None
+            }
+        self._listed = listed
+        return listed | self._lost.keys()
 
     def _call_roll(self, listed: frozenset[bytes]) -> _Roll:
         ids = tuple(sorted(member.decode("utf-8", "replace") for member in listed))
@@ -227,7 +248,8 @@ class _Watcher(ABC, Generic[T]):
         view = {}
         for id_, its_records in records.items():
             before, known = self._records.get(id_), self._view.get(id_)
-            entry = known if its_records == before else self._parse(id_, its_records, known)
+            is_lost = id_.encode() in self._lost and its_records[0] is None
+            entry = known if is_lost or its_records == before else self._parse(id_, its_records, known)
             if entry is not None:
                 view[id_] = entry
         self._records = records
