@@ -38,6 +38,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from engine_cells import CELLS, Cell
 from engine_models import SHAPES, Shape, write_model
 from engine_process import ENGINES, EngineOptions, EngineProcess
@@ -176,6 +177,8 @@ def main() -> None:
     if arguments.add and arguments.output.exists():
         content = json.loads(arguments.output.read_text(encoding="utf-8"))
     content["machine"] = describe_machine()
+    if arguments.device == "cuda":
+        content["machine"]["gpu"] = torch.cuda.get_device_name()
     for name in arguments.models:
         shape, limits = SHAPES[name], measure_limits(arguments.device)
         rates, loads = measure_model(shape, engines, cells, options, arguments.repeats)

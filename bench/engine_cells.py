@@ -9,7 +9,8 @@ from machine_limits import MachineLimits
 
 # Tokens that each sequence draws in a cell that decodes while all of them do.
 DECODE_TOKENS = 24
-# Prompt tokens of a step, as in engine_worker.py: while the last prompts are computed, the first sequences decode.
+# Prompt tokens of a step, as in engine_worker.py for a CPU (a GPU takes more): while the last prompts are computed, the
+# first sequences decode.
 STEP_TOKENS = 2048
 
 

@@ -86,6 +86,10 @@ class PoolRunner:
         """The pool itself."""
         return self.cache.views(block_ids)
 
+    def host_memory(self, num_bytes: int) -> memoryview:
+        """Never asked: the pool can be viewed."""
+        raise NotImplementedError
+
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Never asked: the pool can be viewed."""
         raise NotImplementedError

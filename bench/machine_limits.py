@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-PRODUCT_SIZES = (2048, 4096)
+PRODUCT_SIZES = {"cpu": (2048, 4096), "cuda": (4096, 8192)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class MachineLimits:
 
 def measure_limits(device: str = "cpu", tries: int = 7) -> MachineLimits:
     """Takes a few seconds and half a GiB."""
-    products = max(_product_rate(size, device, tries) for size in PRODUCT_SIZES)
+    products = max(_product_rate(size, device, tries) for size in PRODUCT_SIZES[device])
     reads = _read_rate(tries) if device == "cpu" else _device_read_rate(device, tries)
     return MachineLimits(product_flops=products, read_bytes=reads)
 

@@ -72,6 +72,13 @@ class Runner(Protocol):
         """
         ...
 
+    def host_memory(self, num_bytes: int) -> memoryview:
+        """Memory of the host for `read_blocks` and `write_blocks`, asked for where blocks cannot be viewed.
+
+        From any thread; its content is undefined.
+        """
+        ...
+
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks, one after another, into `out` (len(block_ids) * block_bytes bytes); from any thread, too."""
         ...

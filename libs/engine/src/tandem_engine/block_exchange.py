@@ -87,7 +87,7 @@ class LocalBlockExchange:
             block_ids = loan.block_ids[written.start : written.stop]
             views = context.runner.view_blocks(block_ids)
             if views is None:
-                staged = memoryview(bytearray(num_blocks * context.info.block_bytes))
+                staged = context.runner.host_memory(num_blocks * context.info.block_bytes)
                 yield [staged]
                 await _outlast(asyncio.to_thread(context.runner.write_blocks, block_ids, staged))
             else:
@@ -115,7 +115,7 @@ class LocalBlockExchange:
             block_ids = loan.block_ids[first_block : first_block + num_blocks]
             views = context.runner.view_blocks(block_ids)
             if views is None:
-                staged = memoryview(bytearray(num_blocks * context.info.block_bytes))
+                staged = context.runner.host_memory(num_blocks * context.info.block_bytes)
                 await _outlast(asyncio.to_thread(context.runner.read_blocks, block_ids, staged))
                 views = [staged]
             yield views

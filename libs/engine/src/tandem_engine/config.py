@@ -29,6 +29,7 @@ class EngineConfig:
     max_step_tokens: int = setting(512, "most tokens computed in one step", minimum=1)
     max_sequences: int = setting(64, "most sequences computed in one step", minimum=1)
     max_waiting: int = setting(4096, "most requests that wait in the engine; more are refused", minimum=1)
+    cuda_graphs: bool = setting(True, "on a GPU: capture decode steps in CUDA graphs when loading")
     threads: int = setting(0, "threads for computing; 0: the library's default", minimum=0)
     poison_freed_blocks: bool = setting(
         False,

@@ -16,6 +16,7 @@ from tandem_engine.api import EngineInfo
 from tandem_engine.batch import Batch, DrawnToken, ScheduledSequence
 from tandem_engine.config import EngineConfig
 from tandem_engine.torch_engine import TorchRunner
+from tandem_engine.torch_engine.paged_rows import PagedRows
 
 # These models are far too small for a second thread to help.
 torch.set_num_threads(1)
@@ -308,3 +309,28 @@ def random_prompt() -> Callable[[int, int], list[int]]:
         return random.Random(seed).choices(range(VOCAB_SIZE), k=length)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def attend_plainly() -> Callable[..., torch.Tensor]:
+    """A PagedAttention that goes row by row: the kernels for a GPU must give the same."""
+
+    def attend(
+        queries: torch.Tensor, pool: torch.Tensor, rows: PagedRows, layer: int, softcap: float
+    ) -> torch.Tensor:
+        outputs = []
+        for query, table, position in zip(
+            queries, rows.tables.tolist(), rows.positions.tolist(), strict=True
+        ):
+            block_size = pool.shape[3]
+            blocks = rows.blocks[table : table + position // block_size + 1]
+            first = max(0, position + 1 - rows.window) if rows.window else 0
+            keys, values = (pool[blocks, layer, part].flatten(0, 1)[first : position + 1] for part in (0, 1))
+            own = query.view(keys.shape[1], -1, query.shape[-1]).float()  # (kv heads, heads of one, head_dim)
+            scores = torch.einsum("ghd,kgd->ghk", own, keys.float()) * query.shape[-1] ** -0.5
+            if softcap:
+                scores = (scores / softcap).tanh() * softcap
+            outputs.append(torch.einsum("ghk,kgd->ghd", scores.softmax(-1), values.float()).view(query.shape))
+        return torch.stack(outputs).to(queries.dtype)
+
+    return attend

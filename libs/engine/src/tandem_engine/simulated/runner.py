@@ -99,6 +99,10 @@ class SimulatedRunner:
         """The blocks' memory itself."""
         return [self._blocks[block_id] for block_id in block_ids]
 
+    def host_memory(self, num_bytes: int) -> memoryview:
+        """Any."""
+        return memoryview(bytearray(num_bytes))
+
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks into `out`, one after another."""
         size = self._block_size * STATE_BYTES

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from tandem_engine.torch_engine.kv_cache import KVCache
-from tandem_engine.torch_engine.row_groups import GatheredRows, RowGroup
+from tandem_engine.torch_engine.row_groups import GatheredRows
 
 
-def attend_capped(
-    queries: Tensor, groups: Sequence[RowGroup], cache: KVCache, layer: int, softcap: float
-) -> Tensor:
-    """Like `attend` of `attention`, with scores kept within `softcap` by a tanh before keys are hidden."""
-    return torch.cat([_attend_group(queries, group, cache, layer, softcap) for group in groups])
-
-
-def _attend_group(queries: Tensor, group: RowGroup, cache: KVCache, layer: int, softcap: float) -> Tensor:
-    assert isinstance(group, GatheredRows)  # a cache for these models has no kernels
+def attend_capped(queries: Tensor, group: GatheredRows, cache: KVCache, layer: int, softcap: float) -> Tensor:
+    """One group of `attend` of `attention`, with scores kept within `softcap` by a tanh before keys are hidden."""
     num_heads, head_dim = queries.shape[1:]
     num_kv_heads = cache.block_shape[3]
     gathered = cache.gather(group.block_rows + 2 * layer).view(2, group.num_rows, -1, num_kv_heads, head_dim)

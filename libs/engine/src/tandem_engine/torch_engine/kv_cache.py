@@ -17,17 +17,21 @@ from __future__ import annotations
 
 import ctypes
 import math
+from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from tandem_engine.torch_engine.device_copies import as_tensor, finish
 from tandem_engine.torch_engine.kernels import Kernels
 from tandem_engine.torch_engine.model_config import ModelConfig
+from tandem_engine.torch_engine.paged_rows import PagedAttention
 
 
 class KVCache:
-    """Keys and values of all blocks of one model, and the kernels that attend to them in place, if any."""
+    """Keys and values of all blocks of one model, and what attends to them in place, if anything: C or Triton."""
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class KVCache:
         dtype: torch.dtype,
         device: str,
         kernels: Kernels | None = None,
+        paged: PagedAttention | None = None,
     ) -> None:
         supported = Kernels.supports(
             dtype=dtype,
@@ -47,6 +52,7 @@ class KVCache:
             block_size=block_size,
         )
         self.kernels = kernels if supported else None
+        self.paged = paged
         self.block_size = block_size
         self.num_layers = config.num_layers
         self.block_shape = block_shape(config, block_size)
@@ -55,6 +61,7 @@ class KVCache:
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
         on_host = self._pool.device.type == "cpu"
+        self._copies = None if on_host else torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
         self._memory = self._pool.view(-1).view(torch.uint8).numpy().data if on_host else None
 
     @property
@@ -117,21 +124,32 @@ class KVCache:
         return [memory[first * size : (first + count) * size] for _, first, count in _runs(block_ids)]
 
     def read(self, block_ids: Sequence[int], out: memoryview) -> None:
-        """Copy blocks, one after another, into `out`; ValueError unless it has room for exactly these."""
+        """Copy blocks, one after another, into `out`; ValueError unless it has room for exactly these.
+
+        On a GPU beside the step that is computed, whose blocks these are not; from any thread.
+        """
         target = self._payload(block_ids, out)
-        for start, first, count in _runs(block_ids):
-            target[start : start + count].copy_(self._pool[first : first + count])
+        with self._beside():
+            for start, first, count in _runs(block_ids):
+                target[start : start + count].copy_(self._pool[first : first + count], non_blocking=True)
+            finish(self.device)
 
     def write(self, block_ids: Sequence[int], payload: memoryview) -> None:
         """Fill blocks from `payload`, laid out as in `read`; ValueError when its size differs."""
         # torch wants writable memory even for reading; what came in as bytes is copied once more.
         source = self._payload(block_ids, memoryview(bytearray(payload)) if payload.readonly else payload)
-        for start, first, count in _runs(block_ids):
-            self._pool[first : first + count].copy_(source[start : start + count])
+        with self._beside():
+            for start, first, count in _runs(block_ids):
+                self._pool[first : first + count].copy_(source[start : start + count], non_blocking=True)
+            finish(self.device)
+
+    def _beside(self) -> AbstractContextManager[object]:
+        """Work in it is not queued behind the step."""
+        return nullcontext() if self._copies is None else torch.cuda.stream(self._copies)
 
     def _fill(self, block_ids: Sequence[int], value: float) -> None:
         if block_ids:
-            self._pool.index_fill_(0, torch.tensor(block_ids, device=self._pool.device), value)
+            self._pool.index_fill_(0, as_tensor(array("q", block_ids), self._pool.device), value)
 
     def _payload(self, block_ids: Sequence[int], payload: memoryview) -> Tensor:
         expected = len(block_ids) * self.block_bytes

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from tandem_engine.torch_engine.attention import attend
-from tandem_engine.torch_engine.capped_attention import attend_capped
 from tandem_engine.torch_engine.embeddings import Embeddings
 from tandem_engine.torch_engine.kv_cache import KVCache
 from tandem_engine.torch_engine.linear import Linear
-from tandem_engine.torch_engine.mlp import load_mlp
+from tandem_engine.torch_engine.mlp import Experts, load_mlp
 from tandem_engine.torch_engine.model_config import ModelConfig
 from tandem_engine.torch_engine.norm import RMSNorm, load_norm
 from tandem_engine.torch_engine.projections import load_linear
@@ -57,11 +56,7 @@ class Attention:
         if self._query_scale != 1.0:
             q = q * self._query_scale
         cache.store(inputs.key_rows[self._layer], k, inputs.value_rows[self._layer], v)
-        groups = inputs.groups[self._window]
-        if self._softcap:
-            out = attend_capped(q, groups, cache, self._layer, self._softcap)
-        else:
-            out = attend(q, groups, cache, self._layer)
+        out = attend(q, inputs.groups[self._window], cache, self._layer, self._softcap)
         return self.output(out.flatten(1))
 
 
@@ -107,6 +102,11 @@ class Transformer:
             table, config.embedding_scale, self.head if config.tied_embeddings else None
         )
         weights.check_all_read()
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a step never waits for the device, so that it can be captured."""
+        return not any(isinstance(layer.mlp, Experts) for layer in self.layers)
 
     def __call__(self, inputs: StepInputs, cache: KVCache) -> Tensor:
         """Logits (drawing rows, vocab_size), float32."""

@@ -1,9 +1,9 @@
 """Which rows of a step attend together, and what their attention has to know.
 
-Where there are kernels, all rows that decode are one group and all prompt chunks another: the kernels read the pool in
-place, so that rows of any lengths go together. Elsewhere the blocks that a group sees are gathered. Such a group
-holds rows with equally many new tokens and contexts within a factor of two of one another: one attention call with
-little padding.
+Where there are kernels, all rows that decode are one group and, on a CPU, all prompt chunks another: the kernels read
+the pool in place, so that rows of any lengths go together. Elsewhere the blocks that a group sees are gathered. Such a
+group holds rows with equally many new tokens and contexts within a factor of two of one another: one attention call
+with little padding.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from tandem_engine.batch import ScheduledSequence
+from tandem_engine.torch_engine.device_copies import as_tensor
 from tandem_engine.torch_engine.kernels import ChunkRows
 from tandem_engine.torch_engine.kv_cache import KVCache
+from tandem_engine.torch_engine.paged_rows import PagedRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +50,21 @@ class GatheredRows:
     is_causal: bool
 
 
-RowGroup = DecodeRows | ChunkRows | GatheredRows
+RowGroup = DecodeRows | PagedRows | ChunkRows | GatheredRows
 
 
-def grouped(sequences: Sequence[ScheduledSequence], *, has_kernels: bool) -> list[list[int]]:
-    """Indexes of the rows that attend together."""
-    if has_kernels:
-        decodes = [index for index, row in enumerate(sequences) if row.num_new_tokens == 1]
-        chunks = [index for index, row in enumerate(sequences) if row.num_new_tokens > 1]
-        return [group for group in (decodes, chunks) if group]
+def grouped(sequences: Sequence[ScheduledSequence], cache: KVCache) -> list[list[int]]:
+    """Indexes of the rows that attend together, those of a group side by side."""
+    if cache.kernels is None and cache.paged is None:
+        return _alike(sequences, range(len(sequences)))
+    decodes = [index for index, row in enumerate(sequences) if row.num_new_tokens == 1]
+    chunks = [index for index, row in enumerate(sequences) if row.num_new_tokens > 1]
+    others = [chunks] if cache.kernels is not None else _alike(sequences, chunks)
+    return [group for group in (decodes, *others) if group]
+
+
+def _alike(sequences: Sequence[ScheduledSequence], indexes: Sequence[int]) -> list[list[int]]:
+    """Groups whose blocks can be gathered with little padding."""
 
     def size(index: int) -> tuple[int, bool, int]:
         row = sequences[index]
@@ -64,7 +72,7 @@ def grouped(sequences: Sequence[ScheduledSequence], *, has_kernels: bool) -> lis
 
     groups: list[list[int]] = []
     lead = (0, False, 0)
-    for index in sorted(range(len(sequences)), key=size):
+    for index in sorted(indexes, key=size):
         new, begins, keys = size(index)
         if (new, begins) != lead[:2] or keys > 2 * lead[2]:
             groups.append([])
@@ -94,6 +102,8 @@ def _row_group(
     rows: Sequence[ScheduledSequence], start: int, cache: KVCache, window: int, dtype: torch.dtype
 ) -> RowGroup:
     block_size, device = cache.block_size, cache.device
+    if cache.paged is not None and rows[0].num_new_tokens == 1:
+        return _paged_rows(rows, start, cache, window)
     # The first block that a row's first new token sees, and how many key slots lie from there to its last token.
     first_blocks = [
         max(0, row.num_computed_tokens + 1 - window) // block_size if window else 0 for row in rows
@@ -143,6 +153,20 @@ def _row_group(
     )
 
 
+def _paged_rows(rows: Sequence[ScheduledSequence], start: int, cache: KVCache, window: int) -> PagedRows:
+    blocks, tables = array("q"), array("q")
+    for row in rows:
+        tables.append(len(blocks))
+        blocks.extend(row.block_ids)
+    return PagedRows(
+        start=start,
+        blocks=as_tensor(blocks, cache.device),
+        tables=as_tensor(tables, cache.device),
+        positions=as_tensor(array("q", [row.num_computed_tokens for row in rows]), cache.device),
+        window=window,
+    )
+
+
 def _mask(positions: Tensor, num_queries: int, num_keys: int, window: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores, (rows, 1, queries, keys): 0 for keys that a query sees, -inf for others."""
     device = positions.device
@@ -152,10 +176,3 @@ def _mask(positions: Tensor, num_queries: int, num_keys: int, window: int, dtype
     if window:
         hidden |= keys <= queries - window
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
-
-
-def as_tensor(values: array[int], device: torch.device) -> Tensor:
-    """The same integers (n,) on the device."""
-    if not values:
-        return torch.empty(0, dtype=torch.int64, device=device)
-    return torch.frombuffer(values, dtype=torch.int64).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -13,14 +14,18 @@ from tandem_common.model_source import model_revision
 from torch import Tensor
 
 from tandem_engine.api import EngineInfo, ModelError
-from tandem_engine.batch import Batch, Draw
+from tandem_engine.batch import Batch, Draw, ScheduledSequence
 from tandem_engine.config import EngineConfig
+from tandem_engine.torch_engine.decode_graphs import CudaCapture, DecodeGraphs, capture_steps, likeliest
+from tandem_engine.torch_engine.decode_step import DecodeStep
+from tandem_engine.torch_engine.device_copies import as_tensor, finish, host_memory
 from tandem_engine.torch_engine.kernels import Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
 from tandem_engine.torch_engine.linear import has_tiles, packs
 from tandem_engine.torch_engine.memory import MIB, available_bytes, check_memory
 from tandem_engine.torch_engine.model import Transformer
 from tandem_engine.torch_engine.model_config import ModelConfig, load_model_config
+from tandem_engine.torch_engine.paged_rows import PagedAttention
 from tandem_engine.torch_engine.rope import LayerRotations
 from tandem_engine.torch_engine.sampler import draw_tokens, draws_likeliest
 from tandem_engine.torch_engine.short_step import ShortStep
@@ -43,7 +48,9 @@ class TorchRunner:
         self._config = config
         self._model: Transformer | None = None
         self._cache: KVCache | None = None
-        self.short_step: ShortStep | None = None  # after `load`, where there are kernels that fit the model
+        # After `load`: what computes a whole step at once, where there is one that fits the model and the device.
+        self.short_step: ShortStep | None = None
+        self.decode_graphs: DecodeGraphs | None = None
         self._windows: frozenset[int] = frozenset()
         self._dtype = torch.float32
 
@@ -59,10 +66,12 @@ class TorchRunner:
         num_blocks = _num_blocks(config, model_config, dtype)
         max_context_tokens = _max_context_tokens(config, model_config, num_blocks)
         shape = block_shape(model_config, config.block_size)
+        paged = _paged_attention(device)
+        has_graphs = paged is not None and config.cuda_graphs
         with Weights(path, dtype=dtype, device=device) as weights:
             check_memory(
                 weight_bytes=weights.num_bytes() + _num_packed_copy_bytes(model_config, dtype, device),
-                kv_bytes=num_blocks * _num_bytes(shape, dtype),
+                kv_bytes=(num_blocks + has_graphs) * _num_bytes(shape, dtype),
                 available=available_bytes(device),
                 device=device,
             )
@@ -70,15 +79,23 @@ class TorchRunner:
             self._model = Transformer(model_config, weights, rotations)
         self._cache = KVCache(
             model_config,
-            num_blocks=num_blocks,
+            num_blocks=num_blocks + has_graphs,  # one more than the scheduler knows of, for rows of padding
             block_size=config.block_size,
             dtype=dtype,
             device=device,
             kernels=_kernels(model_config, dtype, device),
+            paged=paged,
         )
         if ShortStep.fits(self._model, model_config, self._cache):
             self.short_step = ShortStep(self._model, model_config, self._cache)
         self._windows = frozenset(model_config.windows)
+        if has_graphs and self._model.is_static:
+            self.decode_graphs = capture_steps(
+                DecodeStep(self._model, self._cache, windows=self._windows, scratch_block=num_blocks),
+                max_sequences=config.max_sequences,
+                max_context_tokens=max_context_tokens,
+                make_capture=CudaCapture,
+            )
         name = str(dtype).removeprefix("torch.")
         # Keys that were turned by other angles mean something else.
         revision = model_revision(path) + (" long" if rotations.is_long else "")
@@ -102,10 +119,15 @@ class TorchRunner:
         short = self.short_step
         if short is not None and short.takes(batch) and all(map(draws_likeliest, drawing)):
             drawn: list[Draw] = [*short.likeliest(batch, len(drawing))]
+        elif self.decode_graphs is not None and self.decode_graphs.takes(batch):
+            drawn = self._replay(self.decode_graphs, batch, drawing)
         else:
             with torch.inference_mode():
                 logits = self._logits(batch)
                 drawn = draw_tokens(logits, drawing) if drawing else []
+        if not drawn:
+            # Nothing was read back: a step has ended, and its blocks may be lent, when the device has computed it.
+            finish(self.cache.device)
         if len(drawn) == len(batch.sequences):
             return drawn
         tokens = iter(drawn)
@@ -135,10 +157,16 @@ class TorchRunner:
     def poison_blocks(self, block_ids: Sequence[int]) -> None:
         """Fill blocks with NaN."""
         self.cache.poison(block_ids)
+        finish(self.cache.device)  # before anyone writes to them from another thread
+
+    def host_memory(self, num_bytes: int) -> memoryview:
+        """Page-locked where the blocks are on a GPU."""
+        return host_memory(num_bytes, self.cache.device)
 
     def close(self) -> None:
         """Drop the model and the pool."""
         self.short_step = None
+        self.decode_graphs = None
         self._model = None
         self._cache = None
 
@@ -149,6 +177,18 @@ class TorchRunner:
             raise RuntimeError("the runner is not loaded")
         return self._cache
 
+    @torch.inference_mode()
+    def _replay(self, graphs: DecodeGraphs, batch: Batch, drawing: list[ScheduledSequence]) -> list[Draw]:
+        """One token per drawing row of a batch that the graphs take."""
+        result = graphs.run(batch)
+        if all(map(draws_likeliest, drawing)):
+            tokens = likeliest(result.tokens)
+            return [token for token, row in zip(tokens, batch.sequences, strict=True) if row.draws_token]
+        if len(drawing) == len(batch.sequences):
+            return draw_tokens(result.logits, drawing)
+        at = array("q", [index for index, row in enumerate(batch.sequences) if row.draws_token])
+        return draw_tokens(result.logits.index_select(0, as_tensor(at, self.cache.device)), drawing)
+
     def _logits(self, batch: Batch) -> Tensor:
         """Logits (drawing rows, vocab_size), in the order of the batch, of a step that is computed."""
         if self.short_step is not None and self.short_step.takes(batch):
@@ -158,8 +198,8 @@ class TorchRunner:
         cache = self.cache
         inputs = make_step_inputs(batch, cache, self._windows, self._dtype)
         cache.clear(inputs.begun_blocks)
-        in_order = sorted(range(len(inputs.drawing)), key=inputs.drawing.__getitem__)
-        return self._model(inputs, cache)[in_order]
+        in_order = array("q", sorted(range(len(inputs.drawing)), key=inputs.drawing.__getitem__))
+        return self._model(inputs, cache).index_select(0, as_tensor(in_order, cache.device))
 
 
 def _device(wanted: str) -> str:
@@ -189,6 +229,18 @@ def _kernels(config: ModelConfig, dtype: torch.dtype, device: str) -> Kernels | 
     if device != "cpu" or config.attention_softcap:
         return None
     return load_kernels(dtype)
+
+
+def _paged_attention(device: str) -> PagedAttention | None:
+    """Decode attention on a GPU; None where Triton, which comes with torch for CUDA, is not installed."""
+    if device != "cuda":
+        return None
+    try:
+        from tandem_engine.torch_engine.triton_attention import TritonAttention
+    except ImportError as error:
+        _log.warning("triton is not installed: decoding on the GPU is slower", reason=str(error))
+        return None
+    return TritonAttention(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _num_packed_copy_bytes(config: ModelConfig, dtype: torch.dtype, device: str) -> int:

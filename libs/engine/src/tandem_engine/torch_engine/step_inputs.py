@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tandem_engine.batch import Batch
+from tandem_engine.torch_engine.device_copies import as_tensor
 from tandem_engine.torch_engine.kv_cache import KVCache
-from tandem_engine.torch_engine.row_groups import RowGroup, as_tensor, grouped, row_groups
+from tandem_engine.torch_engine.row_groups import RowGroup, grouped, row_groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +34,7 @@ class StepInputs:
 def make_step_inputs(batch: Batch, cache: KVCache, windows: frozenset[int], dtype: torch.dtype) -> StepInputs:
     """Flatten a batch; reads it and keeps nothing of it."""
     block_size, sequences = cache.block_size, batch.sequences
-    groups = grouped(sequences, has_kernels=cache.kernels is not None)
+    groups = grouped(sequences, cache)
     token_ids, positions, slots, last_tokens = array("q"), array("q"), array("q"), array("q")
     drawing: list[int] = []
     begun_blocks: list[int] = []

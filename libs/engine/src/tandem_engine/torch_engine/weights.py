@@ -36,8 +36,8 @@ class Weights:
 
     def __init__(self, path: Path, *, dtype: torch.dtype, device: str) -> None:
         """Map all files and read their headers; tensors come out in `dtype` on `device`."""
-        self._dtype = dtype
-        self._device = device
+        self.dtype = dtype
+        self.device = device
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}  # tensor name to the open file that holds it
         self._unread: set[str] = set()
@@ -61,7 +61,7 @@ class Weights:
     def num_bytes(self) -> int:
         """Memory that all tensors take in the dtype asked for."""
         elements: int = sum(math.prod(self._slice(name).get_shape()) for name in self._unread)
-        return elements * self._dtype.itemsize
+        return elements * self.dtype.itemsize
 
     def read(self, name: str, *shape: int) -> Tensor:
         """One tensor of exactly this shape."""
@@ -91,11 +91,11 @@ class Weights:
 
     def _room(self, shape: tuple[int, ...], name: str) -> Tensor:
         try:
-            return torch.empty(shape, dtype=self._dtype, device=self._device)
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
         except RuntimeError:  # torch's own for memory that the system does not give
-            needed = math.prod(shape) * self._dtype.itemsize >> 20
+            needed = math.prod(shape) * self.dtype.itemsize >> 20
             raise ModelError(
-                f"not enough memory on {self._device}: {name} needs {needed} MiB more. Choose dtype bfloat16, use a "
+                f"not enough memory on {self.device}: {name} needs {needed} MiB more. Choose dtype bfloat16, use a "
                 "smaller model or free memory"
             ) from None
 
