@@ -102,7 +102,7 @@ def ask_all(stack: Any) -> list[str]:
 
 def num_remote_prefills(stack: Any) -> int:
     lines = "".join(stack.log(name) for name in stack.workers if name.startswith("decode")).splitlines()
-    return sum('"request ended"' in line and '"prefill_worker_id": "prefill-' in line for line in lines)
+    return sum('"request ended"' in line and '"prefill_worker_id":"prefill-' in line for line in lines)
 
 
 def test_two_prefill_and_two_decode_workers_answer_as_transformers_does(
