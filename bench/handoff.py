@@ -1,13 +1,18 @@
 """How fast blocks get from a prefill worker's pool into a decode worker's, and what a handoff adds.
 
-    .venv/bin/python bench/handoff.py [--rounds 15] [--sizes 1 16 256]
+    .venv/bin/python bench/handoff.py [--rounds 15] [--sizes 1 16 256] [--unpinned]
 
 Two processes with real engines' pools, transports, leases, tickets and checksums (blocks of Llama 3.2 1B). Handoffs of
 1, 16 and 256 MiB over shared memory and TCP take turns with a plain copy of as many bytes between two buffers of this
 process, and with a bare loop of `sock_sendall` here and `sock_recv_into` there. All of them walk through 512 MiB, so
 that nothing is in a cache. "Alone" is one handoff from the call to its acknowledgement; "in a row" is four at a time,
-as a busy worker has them; a "bare trip" is a byte there and back: what waking the other process costs here. Prints a
-table of medians and writes bench/results/handoff.json.
+as a busy worker has them. The "floor" is a bare process that is woken by a counter (eventfd), copies as many bytes out
+of this one's pool, and wakes this one: what a handoff alone would take if nothing were checked and no Python ran. A
+"bare trip" is a byte there and back through two event loops. Prints a table of medians and writes
+bench/results/handoff.json.
+
+Each process has a core to itself, as pinned workers have. Left to the scheduler of a machine with two cores
+(`--unpinned`), both ends are on one core as often as not, and take turns.
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ import argparse
 import asyncio
 import ctypes
 import json
+import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -26,12 +33,13 @@ from statistics import median
 
 import numpy as np
 import uvloop
-from handoff_worker import BLOCK_BYTES, NUM_BLOCKS, POOL_BYTES, requests, start_worker
+from handoff_worker import BLOCK_BYTES, NUM_BLOCKS, POOL_BYTES, requests, start_worker, stay_on
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 from tandem.v1 import cluster_pb2
 from tandem_engine.api import PrefillMode
+from tandem_engine.pool_memory import PoolMemory
 from tandem_prefill.destination import Destination
 from tandem_prefill.shipping import Shipping
 from tandem_worker.receiving import chunk_bytes
@@ -171,19 +179,55 @@ class Plain:
         return time.perf_counter() - started
 
 
+class Floor:
+    """A copy by a bare process, and the two wake-ups around it."""
+
+    def __init__(self, memory: PoolMemory, core: int) -> None:
+        self._asked, self._done = os.eventfd(0), os.eventfd(0)
+        passed = (memory.descriptor, self._asked, self._done)
+        program = Path(__file__).with_name("handoff_floor.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(program), *map(str, passed), str(core)], pass_fds=passed
+        )
+
+    async def copy(self, num_bytes: int) -> float:
+        """Seconds until it is done."""
+        started = time.perf_counter()
+        os.eventfd_write(self._asked, num_bytes // MIB)
+        os.eventfd_read(self._done)
+        return time.perf_counter() - started
+
+    def end(self) -> None:
+        """Kill it."""
+        self._process.kill()
+        self._process.wait()
+        os.close(self._asked)
+        os.close(self._done)
+
+
 def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
-async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[float]]]:
+def two_cores() -> tuple[int, int]:
+    """One for each end; -1 where there are not two."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (cores[0], cores[1]) if len(cores) > 1 else (-1, -1)
+
+
+async def measure(sizes: list[int], rounds: int, cores: tuple[int, int]) -> dict[int, dict[str, list[float]]]:
     """Seconds by size and way, all ways in turn within each round."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("handoff_worker.py")),
+        str(cores[1]),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
+    stay_on(cores[0])
     worker, runner = await start_worker("prefill")
+    assert runner.memory is not None
+    floor = Floor(runner.memory, cores[1])
     peer = Peer(process)
     found = await peer.first_words()
     steps = worker.engine.steps()
@@ -196,6 +240,7 @@ async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[flo
     by_shm, by_tcp = (handoffs(worker, kind, str(found[kind]), peer) for kind in ("shm", "tcp"))
     ways: dict[str, Callable[[int], Awaitable[float]]] = {
         "copy": plain.copy,
+        "floor": floor.copy,
         "shm alone": by_shm.one,
         "shm in a row": by_shm.in_a_row,
         "bare trip": plain.trip,
@@ -219,6 +264,7 @@ async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[flo
                     seconds[size][way].append(duration)
         for request in prepared:
             worker.engine.cancel(request.request_id)
+    floor.end()
     sock.close()
     for side in (by_shm, by_tcp):
         await side.worker.connections.close()
@@ -232,7 +278,10 @@ async def measure(sizes: list[int], rounds: int) -> dict[int, dict[str, list[flo
 def handoffs(worker: Worker, kind: str, address: str, peer: Peer) -> Handoffs:
     """The sending end for one transport."""
     connections = PeerConnections(
-        Source(worker_id="prefill", epoch=1), (kind,), chunk_bytes(worker.engine.info.block_bytes)
+        Source(worker_id="prefill", epoch=1),
+        (kind,),
+        chunk_bytes(worker.engine.info.block_bytes),
+        worker.engine.blocks.memory,
     )
     endpoint = cluster_pb2.KvEndpoint(
         kind=cluster_pb2.TRANSPORT_KIND_SHM if kind == "shm" else cluster_pb2.TRANSPORT_KIND_TCP,
@@ -250,7 +299,7 @@ def report(seconds: dict[int, dict[str, list[float]]]) -> None:
         table.add_column(column, justify="right")
     for size, ways in seconds.items():
         for way, samples in ways.items():
-            limit = median(ways["copy" if way.startswith(("copy", "shm")) else "bare TCP"])
+            limit = median(ways["copy" if way.startswith(("copy", "floor", "shm")) else "bare TCP"])
             took = median(samples)
             table.add_row(
                 str(size),
@@ -271,12 +320,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of handoffs between two workers on one host.")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 256], help="MiB per handoff")
+    parser.add_argument("--unpinned", action="store_true", help="leave the cores to the scheduler")
     options = parser.parse_args()
     machine = describe_machine()
-    seconds = uvloop.run(measure(options.sizes, options.rounds))
+    cores = (-1, -1) if options.unpinned else two_cores()
+    seconds = uvloop.run(measure(options.sizes, options.rounds, cores))
     report(seconds)
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=1), encoding="utf-8")
+    RESULTS.write_text(
+        json.dumps({"machine": machine, "cores": cores, "seconds": seconds}, indent=1), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The two ends of `bench/handoff.py`: workers with real pools, transports, leases and tickets, and no model.
 
-Run as a program it is the receiving end: it answers commands on stdin with a line of JSON each.
+Run as a program, with the core to stay on, it is the receiving end: it answers commands on stdin with a line of JSON
+each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import socket
 import sys
@@ -23,6 +25,7 @@ from tandem_engine.api import EngineInfo
 from tandem_engine.batch import Batch, Draw
 from tandem_engine.config import EngineConfig
 from tandem_engine.local_engine import LocalEngine
+from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.torch_engine.kv_cache import KVCache
 from tandem_engine.torch_engine.model_config import parse_model_config
 from tandem_worker.assembly import make_receivers, make_worker
@@ -82,6 +85,11 @@ class PoolRunner:
         """Compute nothing."""
         return [0 if row.draws_token else None for row in batch.sequences]
 
+    @property
+    def memory(self) -> PoolMemory | None:
+        """What the pool lies in."""
+        return self.cache.memory
+
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
         """The pool itself."""
         return self.cache.views(block_ids)
@@ -103,6 +111,12 @@ class PoolRunner:
 
     def close(self) -> None:
         """The process ends."""
+
+
+def stay_on(core: int) -> None:
+    """Keep this process, all threads that it will start, on one core, unless it is negative."""
+    if core >= 0:
+        os.sched_setaffinity(0, {core})
 
 
 async def start_worker(worker_id: str) -> tuple[Worker, PoolRunner]:
@@ -228,4 +242,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    stay_on(int(sys.argv[1]))
     uvloop.run(main())

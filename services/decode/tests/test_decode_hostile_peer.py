@@ -11,7 +11,8 @@ import pytest
 from tandem.v1 import cluster_pb2, prefill_pb2, prefill_pb2_grpc, transfer_pb2
 from tandem_worker.ticket import TicketOffice
 from tandem_worker.transports.framing import frame, read_message
-from tandem_worker.transports.payload import PIECE_BYTES, RECORD
+from tandem_worker.transports.payload import PIECE_BYTES
+from tandem_worker.transports.tcp import RECORD
 from worker_harness import (
     BLOCK_SIZE,
     FALSE_WORKER_ID,

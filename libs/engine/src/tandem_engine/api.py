@@ -24,6 +24,8 @@ from typing import NamedTuple, Protocol
 from tandem_common.errors import TandemError
 from tandem_common.generation import FinishReason, Generation
 
+from tandem_engine.pool_memory import PoolMemory
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
@@ -215,6 +217,11 @@ class BlockExchange(Protocol):
     without waiting for a step that is being computed; whatever becomes of their sequence meanwhile, nobody else gets
     them before its end. Unknown or cancelled requests raise NotFound.
     """
+
+    @property
+    def memory(self) -> PoolMemory | None:
+        """What all blocks lie in that are lent; None when other processes cannot be let to read it."""
+        ...
 
     async def reserve(self, generation: Generation) -> Reservation:
         """Allocate blocks for all of `generation.token_ids`, waiting for room; InvalidRequest if it never fits."""

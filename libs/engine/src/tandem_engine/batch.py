@@ -13,6 +13,7 @@ from typing import Protocol
 from tandem_common.generation import SamplingParams, StoppingParams
 
 from tandem_engine.api import EngineInfo, TokenLogprobs
+from tandem_engine.pool_memory import PoolMemory
 
 
 @dataclass(slots=True)
@@ -63,6 +64,11 @@ class Runner(Protocol):
 
     def execute(self, batch: Batch) -> list[Draw]:
         """Compute one step: one entry per row, None where `draws_token` is False. Any exception is fatal."""
+        ...
+
+    @property
+    def memory(self) -> PoolMemory | None:
+        """What the views of `view_blocks` lie in; None when it cannot be shared, or blocks are on a device."""
         ...
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:

@@ -21,6 +21,7 @@ from tandem_engine.api import EngineDied, EngineInfo, FirstToken, Reservation, T
 from tandem_engine.batch import Runner
 from tandem_engine.inbox import Inbox
 from tandem_engine.loans import Loan
+from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.sequence import Phase, Sequence
 
@@ -60,6 +61,11 @@ class LocalBlockExchange:
         # Engine's thread:
         self._reserving: dict[str, Future[Reservation]] = {}
         self._wishes: list[_Wish] = []
+
+    @property
+    def memory(self) -> PoolMemory | None:
+        """What all blocks lie in that are lent, if they are not on a device."""
+        return self._context.runner.memory
 
     # In the event loop
 

@@ -59,7 +59,9 @@ def make_worker(
         leases=LeaseKeeper(config.lease_timeout_s),
         tickets=TicketOffice(config.secret_bytes()),
         links=LinkSpeeds(),
-        connections=PeerConnections(source, config.transports, chunk_bytes(engine.info.block_bytes)),
+        connections=PeerConnections(
+            source, config.transports, chunk_bytes(engine.info.block_bytes), engine.blocks.memory
+        ),
         watcher=ClusterWatcher(client, Keys(config.cluster), beats=False),
         accepted=AcceptedRequests(max(_MIN_LISTED_S, _LISTED_BEATS * config.heartbeat_s)),
         speeds=SpeedFitter(),

@@ -17,14 +17,18 @@ from tandem_worker.links import LinkSpeeds
 from tandem_worker.metrics import RECEIVED_BYTES, RECEIVED_CHUNKS
 from tandem_worker.ticket import TicketOffice
 from tandem_worker.transports import Room, Source
+from tandem_worker.transports.shm import MAX_SPANS
 
-# Large enough that what surrounds a chunk costs little; a network of 20 MB/s still ships one within its time-out.
-CHUNK_BYTES = 128 << 20
+# Large enough that what surrounds a chunk costs little; a network of 30 MB/s still ships one within its time-out.
+CHUNK_BYTES = 256 << 20
 
 
 def chunk_bytes(block_bytes: int) -> int:
-    """Most bytes of one chunk: whole blocks, about 128 MiB. Equal on both ends, as the layout is."""
-    return max(1, CHUNK_BYTES // block_bytes) * block_bytes
+    """Most bytes of one chunk: whole blocks, at most 256 MiB or MAX_SPANS blocks. Equal on both ends, as the layout is.
+
+    Each block may lie by itself, and one span is the least that a chunk can have.
+    """
+    return max(1, min(CHUNK_BYTES // block_bytes, MAX_SPANS)) * block_bytes
 
 
 class ReceivedBlocks:

@@ -19,6 +19,7 @@ from typing import Any
 from tandem_engine.api import EngineInfo, ModelError, StepCost
 from tandem_engine.batch import Batch, Draw, DrawnToken, ScheduledSequence
 from tandem_engine.config import EngineConfig
+from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.simulated.running_state import (
     FIRST_STATE,
     STATE_BYTES,
@@ -53,6 +54,7 @@ class SimulatedRunner:
         self._config = config
         self._block_size = config.block_size
         self._vocab_size = DEFAULT_VOCAB_SIZE
+        self.memory: PoolMemory | None = None
         self._blocks: list[memoryview] = []
         self._states = memoryview(b"").cast("Q")  # those of all blocks, one per token
         self._heads: dict[str, _Head] = {}  # by request
@@ -67,7 +69,7 @@ class SimulatedRunner:
         if config.max_context_tokens:
             max_context_tokens = min(max_context_tokens, config.max_context_tokens)
         block_bytes = block_size * STATE_BYTES
-        memory = memoryview(bytearray(num_blocks * block_bytes))
+        self.memory, memory = _memory(num_blocks * block_bytes)
         self._states = memory.cast("Q")
         self._blocks = [memory[i * block_bytes : (i + 1) * block_bytes] for i in range(num_blocks)]
         layout = f"simulated v1, {block_size} tokens per block, vocabulary {self._vocab_size}"
@@ -125,6 +127,7 @@ class SimulatedRunner:
     def close(self) -> None:
         """Free the blocks."""
         self._blocks, self._states = [], memoryview(b"").cast("Q")
+        self.memory = None
 
     def _compute(self, row: ScheduledSequence) -> Draw:
         """Write the states of the new tokens behind those in the blocks; then draw from all of them."""
@@ -204,6 +207,15 @@ class SimulatedRunner:
                 + config.sim_decode_kv_ms * cost.decode_kv_tokens
             )
         return duration_ms
+
+
+def _memory(num_bytes: int) -> tuple[PoolMemory | None, memoryview]:
+    """Memory that can be shared, where the system has it."""
+    try:
+        memory = PoolMemory(num_bytes)
+    except OSError:
+        return None, memoryview(bytearray(num_bytes))
+    return memory, memory.view
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:

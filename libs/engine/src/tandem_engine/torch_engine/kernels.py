@@ -10,13 +10,14 @@ import ctypes
 import subprocess
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from tandem_common.logs import get_logger
 from torch import Tensor
 
-from tandem_engine.torch_engine.kernel_build import compiled_library
+from tandem_engine.kernel_build import compiled_library
 
 _STORAGE = {torch.float32: (), torch.bfloat16: ("-DSTORAGE_BFLOAT16",)}
 _TASKS_PER_THREAD = 2
@@ -180,7 +181,7 @@ def _function(function: Any, num_pointers: int, num_sizes: int, *rest: Any) -> A
 def load_kernels(dtype: torch.dtype) -> Kernels | None:
     """The kernels for tensors of `dtype`, compiled now unless they were before; None when that is not possible."""
     try:
-        return Kernels(ctypes.CDLL(str(compiled_library(_STORAGE[dtype]))))
+        return Kernels(ctypes.CDLL(str(compiled_library(Path(__file__).parent, _STORAGE[dtype]))))
     except (OSError, subprocess.SubprocessError, KeyError, AttributeError) as error:
         _log.info("kernels.unavailable", reason=f"{type(error).__name__}: {error}")
         return None

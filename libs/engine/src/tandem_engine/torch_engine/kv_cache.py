@@ -10,7 +10,7 @@ so that storing a token and gathering a block are each one copy of consecutive m
 
 In a block that is in use, slots that no token was written to yet are zero, never garbage: attention multiplies
 them by a probability of zero, and zero times NaN would be NaN. `clear` makes that so for a block about to be
-begun. The pool itself starts uninitialised: memory that is never used is never taken.
+begun. The pool itself starts without content: memory that is never used is never taken.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.torch_engine.device_copies import as_tensor, finish
 from tandem_engine.torch_engine.kernels import Kernels
 from tandem_engine.torch_engine.model_config import ModelConfig
@@ -57,7 +58,12 @@ class KVCache:
         self.num_layers = config.num_layers
         self.block_shape = block_shape(config, block_size)
         self.block_bytes = math.prod(self.block_shape) * dtype.itemsize
-        self._pool = torch.empty((num_blocks, *self.block_shape), dtype=dtype, device=device)
+        shape = (num_blocks, *self.block_shape)
+        self.memory = _host_memory(num_blocks * self.block_bytes) if device == "cpu" else None
+        if self.memory is not None:
+            self._pool = torch.frombuffer(self.memory.view, dtype=dtype).view(shape)
+        else:
+            self._pool = torch.empty(shape, dtype=dtype, device=device)
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
         on_host = self._pool.device.type == "cpu"
@@ -165,6 +171,14 @@ class KVCache:
 def block_shape(config: ModelConfig, block_size: int) -> tuple[int, ...]:
     """Shape of one block: layers, keys and values, tokens, KV heads, head size."""
     return (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
+
+
+def _host_memory(num_bytes: int) -> PoolMemory | None:
+    """Memory that can be shared, where the system has it."""
+    try:
+        return PoolMemory(num_bytes)
+    except OSError:
+        return None
 
 
 def _runs(block_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tandem_engine.api import EngineInfo, ModelError
 from tandem_engine.batch import Batch, Draw, ScheduledSequence
 from tandem_engine.config import EngineConfig
+from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.torch_engine.decode_graphs import CudaCapture, DecodeGraphs, capture_steps, likeliest
 from tandem_engine.torch_engine.decode_step import DecodeStep
 from tandem_engine.torch_engine.device_copies import as_tensor, finish, host_memory
@@ -138,6 +139,11 @@ class TorchRunner:
         """Like `execute`, but gives the model's own logits (vocab_size,) instead of tokens drawn from them."""
         logits = iter(self._logits(batch))
         return [next(logits) if row.draws_token else None for row in batch.sequences]
+
+    @property
+    def memory(self) -> PoolMemory | None:
+        """The pool's, on a CPU."""
+        return self.cache.memory
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
         """The blocks' memory itself; None on CUDA."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tandem/v1/transfer.proto\x12\ttandem.v1\"V\n\rTransferHello\x12\x18\n\x10source_worker_id\x18\x01 \x01(\t\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x04\x12\x15\n\rsegment_bytes\x18\x03 \x01(\x04\"\xdc\x01\n\x0b\x43hunkHeader\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\r\x12\x13\n\x0b\x66irst_layer\x18\x07 \x01(\r\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\x15\n\rpayload_bytes\x18\t \x01(\x04J\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0cR\x08\x63hecksumR\x0esegment_offset\")\n\x08\x43hunkAck\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb1\x01\n\x0cTicketClaims\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x18\n\x10source_worker_id\x18\x03 \x01(\t\x12\x1d\n\x15\x64\x65stination_worker_id\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65stination_epoch\x18\x05 \x01(\x04\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\r\x12\x12\n\nnum_blocks\x18\x07 \x01(\r\"+\n\x0cSignedTicket\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tandem/v1/transfer.proto\x12\ttandem.v1\"T\n\rTransferHello\x12\x18\n\x10source_worker_id\x18\x01 \x01(\t\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x04J\x04\x08\x03\x10\x04R\rsegment_bytes\"\xeb\x01\n\x0b\x43hunkHeader\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\r\x12\x13\n\x0b\x66irst_layer\x18\x07 \x01(\r\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\x15\n\rpayload_bytes\x18\t \x01(\x04\x12\r\n\x05spans\x18\x0c \x03(\x06J\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0cR\x08\x63hecksumR\x0esegment_offset\")\n\x08\x43hunkAck\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb1\x01\n\x0cTicketClaims\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x18\n\x10source_worker_id\x18\x03 \x01(\t\x12\x1d\n\x15\x64\x65stination_worker_id\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65stination_epoch\x18\x05 \x01(\x04\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\r\x12\x12\n\nnum_blocks\x18\x07 \x01(\r\"+\n\x0cSignedTicket\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.transfer_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRANSFERHELLO']._serialized_start=39
-  _globals['_TRANSFERHELLO']._serialized_end=125
-  _globals['_CHUNKHEADER']._serialized_start=128
-  _globals['_CHUNKHEADER']._serialized_end=348
-  _globals['_CHUNKACK']._serialized_start=350
-  _globals['_CHUNKACK']._serialized_end=391
-  _globals['_TICKETCLAIMS']._serialized_start=394
-  _globals['_TICKETCLAIMS']._serialized_end=571
-  _globals['_SIGNEDTICKET']._serialized_start=573
-  _globals['_SIGNEDTICKET']._serialized_end=616
+  _globals['_TRANSFERHELLO']._serialized_end=123
+  _globals['_CHUNKHEADER']._serialized_start=126
+  _globals['_CHUNKHEADER']._serialized_end=361
+  _globals['_CHUNKACK']._serialized_start=363
+  _globals['_CHUNKACK']._serialized_end=404
+  _globals['_TICKETCLAIMS']._serialized_start=407
+  _globals['_TICKETCLAIMS']._serialized_end=584
+  _globals['_SIGNEDTICKET']._serialized_start=586
+  _globals['_SIGNEDTICKET']._serialized_end=629
 # @@protoc_insertion_point(module_scope)

@@ -22,32 +22,31 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class TransferHello(_message.Message):
     """The bytes between two workers' transports; not gRPC. Every message is framed by its length as
     u32 little-endian. A sender opens with TransferHello, then sends chunks, one after another, one header each;
-    the receiver answers each with a ChunkAck. The payload follows the header in pieces of at most 1 MiB, each with a
-    record: its length and its CRC-32 (u32 little-endian both). Over TCP the record, then the piece, follow on the
-    connection. Over shared memory a piece lies in a slot of the segment, taken in turn from the first, and its record
-    behind the slots; the descriptors of the segment and of two counters (pieces put in, slots free again) come
-    with the hello.
+    the receiver answers each with a ChunkAck.
+
+    Over TCP the payload follows the header in pieces of at most 1 MiB, each behind a record: its length and its
+    CRC-32 (u32 little-endian both).
+
+    Over shared memory the payload stays where it is: the receiver copies it out of the sender's memory, from the spans
+    that the header names. The CRC-32 of all of it (u32 little-endian) follows the header. With the hello come the
+    descriptors of that memory and of two counters (eventfd), by which each end tells the other to look at the socket.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SOURCE_WORKER_ID_FIELD_NUMBER: _builtins.int
     SOURCE_EPOCH_FIELD_NUMBER: _builtins.int
-    SEGMENT_BYTES_FIELD_NUMBER: _builtins.int
     source_worker_id: _builtins.str
     source_epoch: _builtins.int
-    segment_bytes: _builtins.int
-    """Bytes of the shared segment; 0 over TCP."""
     def __init__(
         self,
         *,
         source_worker_id: _builtins.str = ...,
         source_epoch: _builtins.int = ...,
-        segment_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["segment_bytes", b"segment_bytes", "source_epoch", b"source_epoch", "source_worker_id", b"source_worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source_epoch", b"source_epoch", "source_worker_id", b"source_worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -66,6 +65,7 @@ class ChunkHeader(_message.Message):
     FIRST_LAYER_FIELD_NUMBER: _builtins.int
     NUM_LAYERS_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     ticket: _builtins.bytes
     first_block: _builtins.int
@@ -80,6 +80,10 @@ class ChunkHeader(_message.Message):
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Of one block."""
 
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Over shared memory: offset and length, in turn, of each stretch of the payload in the sender's memory."""
+
     def __init__(
         self,
         *,
@@ -92,10 +96,11 @@ class ChunkHeader(_message.Message):
         first_layer: _builtins.int = ...,
         num_layers: _builtins.int = ...,
         payload_bytes: _builtins.int = ...,
+        spans: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "first_block", b"first_block", "first_layer", b"first_layer", "lease_id", b"lease_id", "num_blocks", b"num_blocks", "num_layers", b"num_layers", "payload_bytes", b"payload_bytes", "shape", b"shape", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "first_block", b"first_block", "first_layer", b"first_layer", "lease_id", b"lease_id", "num_blocks", b"num_blocks", "num_layers", b"num_layers", "payload_bytes", b"payload_bytes", "shape", b"shape", "spans", b"spans", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,33 +10,35 @@ from tandem.v1 import transfer_pb2 as pb
 from tandem_common.errors import error_for_code
 
 from tandem_worker.transports.api import OutgoingChunk, TransportBroken
-from tandem_worker.transports.blocking import SocketThread
-from tandem_worker.transports.framing import frame, receive_message
 
 
 class Outlet(Protocol):
-    """How payloads leave."""
+    """How payloads leave; owns the socket."""
 
-    def send(self, sock: socket.socket, header: bytes, views: Sequence[memoryview]) -> None:
-        """Send a header and its payload, blocking, on a socket that does; OSError when the peer is gone."""
+    async def exchange(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
+        """Send a chunk and wait for the answer; OSError when the peer is gone.
+
+        When it ends, however it ends, nothing here reads the views any more.
+        """
+        ...
+
+    def shut_down(self) -> None:
+        """Make an exchange fail that is under way."""
         ...
 
     def close(self) -> None:
-        """Give back what is held beyond the socket."""
+        """Give back everything; nothing may be under way."""
         ...
 
 
 class SenderConnection:
-    """Ships one chunk at a time, in a thread of its own, from the header to the answer."""
+    """Ships one chunk at a time, from the header to the answer."""
 
-    def __init__(self, sock: socket.socket, kind: str, max_payload_bytes: int, outlet: Outlet) -> None:
-        """Takes over a connected socket that has said hello."""
-        sock.setblocking(True)
-        self._sock = sock
+    def __init__(self, kind: str, max_payload_bytes: int, outlet: Outlet) -> None:
+        """Takes over the outlet of a connection that has said hello."""
         self._kind = kind
         self._max_payload_bytes = max_payload_bytes
         self._outlet = outlet
-        self._thread = SocketThread(sock, f"kv-{kind}-sender")
         self._turn = asyncio.Lock()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -73,11 +74,10 @@ class SenderConnection:
     async def close(self) -> None:
         """See `Connection.close`."""
         self._closed = True
-        self._thread.shut_down()
+        self._outlet.shut_down()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
         if not self._released:
             self._released = True
-            self._thread.close()
             self._outlet.close()
 
     async def _ship(self, chunk: OutgoingChunk, timeout_s: float) -> None:
@@ -97,15 +97,11 @@ class SenderConnection:
 
     async def _answer(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
         try:
-            return await self._thread.run(lambda: self._exchange(header, views))
+            return await self._outlet.exchange(header, views)
         except BaseException:
             self._closed = True  # what the peer has seen of the chunk is not known
+            self._outlet.shut_down()  # nor is it to read on in what is lent to others next
             raise
-
-    def _exchange(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
-        """In the thread."""
-        self._outlet.send(self._sock, frame(header), views)
-        return receive_message(self._sock, pb.ChunkAck)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)

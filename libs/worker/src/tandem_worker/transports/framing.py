@@ -13,8 +13,8 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 from tandem.v1 import transfer_pb2 as pb
 
-# Hello, header and acknowledgement are all far smaller.
-MAX_FRAME_BYTES = 16 << 10
+# The longest is a header with the spans of as many blocks as a chunk may have, 16 bytes each.
+MAX_FRAME_BYTES = 32 << 10
 LENGTH = struct.Struct("<I")
 
 M = TypeVar("M", pb.TransferHello, pb.ChunkHeader, pb.ChunkAck)
@@ -59,15 +59,15 @@ async def read_message_body(sock: socket.socket, prefix: bytes, kind: type[M]) -
     """The message whose length is in `prefix`."""
     if len(prefix) < LENGTH.size:
         raise FramingError("the connection ended in the middle of a message")
-    body = bytearray(_body_length(prefix))
+    body = bytearray(body_length(prefix))
     await read_exactly(sock, memoryview(body))
-    return _parse(body, kind)
+    return parse(body, kind)
 
 
 def receive_message(sock: socket.socket, kind: type[M]) -> M:
     """Like `read_message`, on a socket that blocks."""
-    body = _receive_exactly(sock, _body_length(_receive_exactly(sock, LENGTH.size)))
-    return _parse(body, kind)
+    body = _receive_exactly(sock, body_length(_receive_exactly(sock, LENGTH.size)))
+    return parse(body, kind)
 
 
 def frame(message: pb.TransferHello | pb.ChunkHeader | pb.ChunkAck) -> bytes:
@@ -76,14 +76,16 @@ def frame(message: pb.TransferHello | pb.ChunkHeader | pb.ChunkAck) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def _body_length(prefix: bytes | bytearray) -> int:
+def body_length(prefix: bytes | bytearray) -> int:
+    """Bytes of the message that follows; FramingError when no message of ours is so long."""
     (length,) = LENGTH.unpack(prefix)
     if length > MAX_FRAME_BYTES:
         raise FramingError(f"a message of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
     return int(length)
 
 
-def _parse(body: bytearray, kind: type[M]) -> M:
+def parse(body: bytes | bytearray | memoryview, kind: type[M]) -> M:
+    """What a message says; FramingError when it is no `kind`."""
     try:
         return kind.FromString(bytes(body))
     except DecodeError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tandem.v1 import cluster_pb2
 from tandem_common.errors import Unavailable
 from tandem_common.logs import get_logger
+from tandem_engine.pool_memory import PoolMemory
 
 from tandem_worker.transports import shm, tcp
 from tandem_worker.transports.api import OutgoingChunk, Source, TransportBroken
@@ -36,19 +37,24 @@ class _Peer:
 
 
 class PeerConnections:
-    """The sender's side of all handoffs of one worker. `kinds` are the transports allowed, best first."""
+    """The sender's side of all handoffs of one worker.
+
+    `kinds` are the transports allowed, best first. Only blocks in `memory` can be shared.
+    """
 
     def __init__(
         self,
         source: Source,
         kinds: Sequence[str],
         max_payload_bytes: int,
+        memory: PoolMemory | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._kinds = kinds
         self._max_payload_bytes = max_payload_bytes
         self._clock = clock
+        self._memory = memory
         self._host_id = shm.host_id() if "shm" in kinds else ""
         self._peers: dict[tuple[str, int], _Peer] = {}
 
@@ -110,11 +116,8 @@ class PeerConnections:
             for kind, address in self._routes(peer, card):
                 if peer.connections and self._failed_lately(peer, kind):
                     break  # nothing better can be had
-                connect = shm.connect if kind == "shm" else tcp.connect
                 try:
-                    connection = await connect(
-                        address, self._source, self._max_payload_bytes, CONNECT_TIMEOUT_S
-                    )
+                    connection = await self._connect(kind, address)
                 except (OSError, ValueError, TimeoutError) as error:
                     _log.warning(
                         "cannot connect for blocks",
@@ -130,6 +133,12 @@ class PeerConnections:
                 return min(trusted or peer.connections, key=_num_in_flight)
             raise Unavailable("the decode worker cannot be reached for its blocks")
 
+    async def _connect(self, kind: str, address: str) -> SenderConnection:
+        limits = (self._max_payload_bytes, CONNECT_TIMEOUT_S)
+        if kind == "shm" and self._memory is not None:
+            return await shm.connect(address, self._source, self._memory, *limits)
+        return await tcp.connect(address, self._source, *limits)
+
     def _failed_lately(self, peer: _Peer, kind: str) -> bool:
         return self._clock() - peer.failed_at_s.get(kind, -RETRY_AFTER_S) < RETRY_AFTER_S
 
@@ -139,9 +148,12 @@ class PeerConnections:
             (kind, endpoint.address)
             for kind in self._kinds
             for endpoint in card.kv_endpoints
-            if endpoint.kind == _KINDS[kind] and (kind != "shm" or endpoint.host_id == self._host_id)
+            if endpoint.kind == _KINDS[kind] and (kind != "shm" or self._shares_with(endpoint))
         ]
         return sorted(routes, key=lambda route: self._failed_lately(peer, route[0]))
+
+    def _shares_with(self, endpoint: cluster_pb2.KvEndpoint) -> bool:
+        return self._memory is not None and endpoint.host_id == self._host_id
 
 
 def _num_in_flight(connection: SenderConnection) -> int:

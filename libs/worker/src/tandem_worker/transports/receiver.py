@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from tandem.v1 import transfer_pb2 as pb
 from tandem_common.errors import TandemError
 from tandem_common.logs import get_logger
 
-from tandem_worker.transports.api import BlockSink, Source
-from tandem_worker.transports.blocking import SocketThread
-from tandem_worker.transports.framing import FramingError, frame, read_message
-from tandem_worker.transports.incoming import IncomingPayload
+from tandem_worker.transports.api import BlockSink, Room, Source
+from tandem_worker.transports.framing import FramingError
 
 _log = get_logger("transports")
 
@@ -27,7 +24,35 @@ PAYLOAD_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 120.0
 
 
-Introduce = Callable[[socket.socket, int], Awaitable[tuple[pb.TransferHello, IncomingPayload]]]
+class IncomingPayload(Protocol):
+    """The payloads of one connection, one after another."""
+
+    async def header(self) -> pb.ChunkHeader:
+        """Wait for the next one; PeerClosed when the sender is done, FramingError when it makes no sense."""
+        ...
+
+    async def fill(self, room: Room) -> None:
+        """Bring all of the payload into the room.
+
+        InvalidRequest when its checksum is wrong, PermissionDenied when nobody wants it any more, OSError when the
+        connection is of no use. When it ends, however it ends, nothing writes to the room any more.
+        """
+        ...
+
+    async def skip(self) -> None:
+        """Get past whatever of the payload was not read."""
+        ...
+
+    async def answer(self, ack: pb.ChunkAck) -> None:
+        """Tell the sender."""
+        ...
+
+    def close(self) -> None:
+        """Give back everything, the socket too; nothing may be under way."""
+        ...
+
+
+Introduce = Callable[[socket.socket], Awaitable[tuple[pb.TransferHello, IncomingPayload]]]
 
 
 class Receiver:
@@ -70,17 +95,15 @@ class Receiver:
 
     async def _serve_connection(self, sock: socket.socket) -> None:
         payload: IncomingPayload | None = None
-        thread = SocketThread(sock, f"kv-{self.kind}-receiver")
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                hello, payload = await self._introduce(sock, self._sink.max_payload_bytes)
+                hello, payload = await self._introduce(sock)
             source = Source(worker_id=hello.source_worker_id, epoch=hello.source_epoch)
             while True:
                 async with asyncio.timeout(IDLE_TIMEOUT_S):
-                    header = await read_message(sock, pb.ChunkHeader)
+                    header = await payload.header()
                 async with asyncio.timeout(PAYLOAD_TIMEOUT_S):
-                    answer = await self._take(source, header, payload, thread, sock)
-                    await asyncio.get_running_loop().sock_sendall(sock, frame(answer))
+                    await payload.answer(await self._take(source, header, payload))
         except FramingError as error:
             _log.warning("dropped a connection for blocks", error=str(error))
         except (OSError, TimeoutError):
@@ -90,38 +113,19 @@ class Receiver:
         finally:
             if payload is not None:
                 payload.close()
-            with contextlib.suppress(OSError):
-                thread.close()
+            sock.close()
 
-    async def _take(
-        self,
-        source: Source,
-        header: pb.ChunkHeader,
-        payload: IncomingPayload,
-        thread: SocketThread,
-        sock: socket.socket,
-    ) -> pb.ChunkAck:
+    async def _take(self, source: Source, header: pb.ChunkHeader, payload: IncomingPayload) -> pb.ChunkAck:
         """Check and store one chunk; whatever is wrong with it is in the answer."""
         if header.payload_bytes > self._sink.max_payload_bytes:
             raise FramingError(f"a chunk of {header.payload_bytes} bytes is too large")
-        payload.begin(header.payload_bytes)
         answer = pb.ChunkAck()
         try:
             async with self._sink.room(source, header) as room:
                 if room is not None:
-                    await _run(thread, sock, lambda: payload.fill(room))
+                    await payload.fill(room)
         except TandemError as error:
             _log.warning("refused blocks", source=source.worker_id, code=error.code.name, error=error.message)
             answer = pb.ChunkAck(code=error.code.value[0], message=error.message)
-        if payload.num_left:
-            await _run(thread, sock, payload.skip)
+        await payload.skip()
         return answer
-
-
-async def _run(thread: SocketThread, sock: socket.socket, function: Callable[[], None]) -> None:
-    """The thread has the socket to itself meanwhile, and waits on it."""
-    os.set_blocking(sock.fileno(), True)
-    try:
-        await thread.run(function)
-    finally:
-        os.set_blocking(sock.fileno(), False)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tandem.v1 import transfer_pb2 as pb
+from tandem_common.errors import InvalidRequest, PermissionDenied
 
-from tandem_worker.transports.api import BlockSink, Source
+from tandem_worker.transports.api import BlockSink, Room, Source
+from tandem_worker.transports.blocking import SocketThread
 from tandem_worker.transports.connection import SenderConnection
-from tandem_worker.transports.framing import FramingError, frame, read_message
-from tandem_worker.transports.incoming import ASK_INTERVAL_MS, IncomingPayload
-from tandem_worker.transports.payload import PIECE_BYTES, RECORD, Cursor, after, checksum
+from tandem_worker.transports.framing import FramingError, frame, read_message, receive_message
+from tandem_worker.transports.payload import PIECE_BYTES, Cursor, checksum
 from tandem_worker.transports.receiver import Receiver
 
+# A piece goes over the wire as this (length, CRC-32), then its bytes.
+RECORD = struct.Struct("<II")
 # Parts of one call to the kernel; it takes no more than 1,024.
 _MAX_PARTS = 512
 _SCRATCH_BYTES = 64 << 10
+# How often a reader that waits for its peer asks whether the payload is still wanted.
+_ASK_INTERVAL_MS = 250
 # Sent but not acknowledged for so long: the peer's host is gone.
 _USER_TIMEOUT_MS = 10_000
 
@@ -50,41 +56,117 @@ async def connect(address: str, source: Source, max_payload_bytes: int, timeout_
         except BaseException:
             sock.close()
             raise
-    return SenderConnection(sock, "tcp", max_payload_bytes, TcpOutlet())
+    return SenderConnection("tcp", max_payload_bytes, TcpOutlet(sock))
 
 
 class TcpOutlet:
-    """Sends straight from the pool."""
+    """Sends straight from the pool, in a thread, on a socket that blocks."""
 
-    def send(self, sock: socket.socket, header: bytes, views: Sequence[memoryview]) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        self._sock = sock
+        self._thread = SocketThread(sock, "kv-tcp-sender")
+
+    async def exchange(self, header: pb.ChunkHeader, views: Sequence[memoryview]) -> pb.ChunkAck:
+        """See `Outlet.exchange`."""
+        return await self._thread.run(lambda: self._exchange(frame(header), views))
+
+    def shut_down(self) -> None:
+        """See `Outlet.shut_down`."""
+        self._thread.shut_down()
+
+    def close(self) -> None:
+        """See `Outlet.close`."""
+        self._thread.close()
+
+    def _exchange(self, before: bytes, views: Sequence[memoryview]) -> pb.ChunkAck:
         """The header, then each piece behind its record."""
-        cursor, before = Cursor(views), header
+        cursor = Cursor(views)
         while cursor.num_left:
             length = min(PIECE_BYTES, cursor.num_left)
             parts = cursor.take(length)
             parts.insert(0, memoryview(before + RECORD.pack(length, checksum(parts))))
             while parts:
-                parts = after(parts, sock.sendmsg(parts[:_MAX_PARTS]))
+                parts = after(parts, self._sock.sendmsg(parts[:_MAX_PARTS]))
             before = b""
-        sock.sendall(before)
-
-    def close(self) -> None:
-        """Nothing is held."""
+        self._sock.sendall(before)
+        return receive_message(self._sock, pb.ChunkAck)
 
 
-class TcpPayload(IncomingPayload):
-    """Reads from the socket into the pool, and sums what it has just read."""
+class TcpPayload:
+    """Reads from the socket into the pool, in a thread, and sums what it has just read."""
 
     def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
+        self._sock = sock
+        self._thread = SocketThread(sock, "kv-tcp-receiver")
         self._record = memoryview(bytearray(RECORD.size))
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000 * ASK_INTERVAL_MS))
+        self._room: Room | None = None
+        self._num_left = 0  # beyond the present piece
+        self._piece_left = 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000 * _ASK_INTERVAL_MS))
+
+    async def header(self) -> pb.ChunkHeader:
+        """See `IncomingPayload.header`."""
+        header = await read_message(self._sock, pb.ChunkHeader)
+        self._num_left = header.payload_bytes
+        return header
+
+    async def fill(self, room: Room) -> None:
+        """See `IncomingPayload.fill`."""
+        cursor = Cursor(room.views)
+        if cursor.num_left != self._num_left:
+            raise ValueError(f"there is room for {cursor.num_left} bytes, and {self._num_left} come")
+        self._room = room
+        try:
+            await self._run(lambda: self._fill(cursor))
+        finally:
+            self._room = None
+
+    async def skip(self) -> None:
+        """See `IncomingPayload.skip`."""
+        if self._num_left or self._piece_left:
+            await self._run(self._skip)
+
+    async def answer(self, ack: pb.ChunkAck) -> None:
+        """See `IncomingPayload.answer`."""
+        await asyncio.get_running_loop().sock_sendall(self._sock, frame(ack))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """See `IncomingPayload.close`."""
+        self._thread.close()
 
-    def _next_record(self) -> tuple[int, int]:
+    async def _run(self, function: Callable[[], None]) -> None:
+        """The thread has the socket to itself meanwhile, and waits on it."""
+        os.set_blocking(self._sock.fileno(), True)
+        try:
+            await self._thread.run(function)
+        finally:
+            os.set_blocking(self._sock.fileno(), False)
+
+    # In the thread
+
+    def _fill(self, cursor: Cursor) -> None:
+        while self._num_left:
+            self._check_wanted()
+            expected = self._begin_piece()
+            parts = left = cursor.take(self._piece_left)
+            while left:
+                count = self._receive(left[:_MAX_PARTS])
+                self._piece_left -= count
+                left = after(left, count)
+            if checksum(parts) != expected:
+                raise InvalidRequest("the checksum of the blocks is wrong")
+
+    def _skip(self) -> None:
+        while self._num_left or self._piece_left:
+            if not self._piece_left:
+                self._begin_piece()
+            while self._piece_left:
+                self._piece_left -= self._receive([self._scratch[: self._piece_left]])
+
+    def _begin_piece(self) -> int:
+        """Wait for a record; the checksum that its piece should have."""
         count = self._receive([self._record])
         if count < RECORD.size:
             # Half a record must not be left behind, wanted or not.
@@ -93,19 +175,11 @@ class TcpPayload(IncomingPayload):
                 count += self._receive([self._record[count:]])
             self._room = room
         length, expected = RECORD.unpack(self._record)
-        return length, expected
-
-    def _take(self, parts: list[memoryview]) -> int:
-        left = parts
-        while left:
-            count = self._receive(left[:_MAX_PARTS])
-            self._piece_left -= count
-            left = after(left, count)
-        return checksum(parts)
-
-    def _drop(self) -> None:
-        while self._piece_left:
-            self._piece_left -= self._receive([self._scratch[: self._piece_left]])
+        if not 0 < length <= min(self._num_left, PIECE_BYTES):
+            raise FramingError(f"a piece of {length} bytes, and {self._num_left} are left")
+        self._num_left -= length
+        self._piece_left = length
+        return int(expected)
 
     def _receive(self, parts: list[memoryview]) -> int:
         """Wait for some bytes, at best all; how many came."""
@@ -119,8 +193,22 @@ class TcpPayload(IncomingPayload):
                 raise FramingError("the connection ended in the middle of a payload")
             return count
 
+    def _check_wanted(self) -> None:
+        """To be asked now and then while waiting."""
+        if self._room is not None and not self._room.is_wanted():
+            raise PermissionDenied("the handoff has ended")
 
-async def _introduce(sock: socket.socket, max_payload_bytes: int) -> tuple[pb.TransferHello, TcpPayload]:
+
+def after(parts: list[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of `parts` when the first `num_bytes` are done."""
+    index = 0
+    while index < len(parts) and num_bytes >= len(parts[index]):
+        num_bytes -= len(parts[index])
+        index += 1
+    return [parts[index][num_bytes:], *parts[index + 1 :]] if num_bytes else parts[index:]
+
+
+async def _introduce(sock: socket.socket) -> tuple[pb.TransferHello, TcpPayload]:
     _tune(sock)
     return await read_message(sock, pb.TransferHello), TcpPayload(sock)
 

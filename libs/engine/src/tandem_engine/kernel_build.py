@@ -15,13 +15,15 @@ import tempfile
 from hashlib import blake2b
 from pathlib import Path
 
-_SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _COMPILE_TIMEOUT_S = 60.0
 
 
-def compiled_library(definitions: tuple[str, ...]) -> Path:
-    """The library made with these macros, from the cache or freshly; OSError or SubprocessError when it cannot be."""
+def compiled_library(folder: Path, definitions: tuple[str, ...] = ()) -> Path:
+    """The library made of a folder's sources with these macros, from the cache or freshly.
+
+    OSError or SubprocessError when it cannot be.
+    """
     directory = _cache_directory()
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or sys.platform != "linux":
@@ -29,14 +31,14 @@ def compiled_library(definitions: tuple[str, ...]) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
     ).stdout
-    sources = sorted(_SOURCES.glob("*.c"))
-    texts = [path.read_bytes() for path in (*sources, *sorted(_SOURCES.glob("*.h")))]
+    sources = sorted(folder.glob("*.c"))
+    texts = [path.read_bytes() for path in (*sources, *sorted(folder.glob("*.h")))]
     parts = (*texts, version, _processor(), " ".join((*_FLAGS, *definitions)).encode())
     library = directory / f"{blake2b(b'|'.join(parts), digest_size=16).hexdigest()}.so"
     if not library.exists():
         # Several workers may start at once: each compiles for itself, and the last one's file stays.
-        with tempfile.TemporaryDirectory(dir=directory) as folder:
-            made = Path(folder) / "kernels.so"
+        with tempfile.TemporaryDirectory(dir=directory) as place:
+            made = Path(place) / "kernels.so"
             command = [
                 compiler,
                 *_FLAGS,
