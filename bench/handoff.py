@@ -1,6 +1,6 @@
 """How fast blocks get from a prefill worker's pool into a decode worker's, and what a handoff adds.
 
-    .venv/bin/python bench/handoff.py [--rounds 15] [--sizes 1 16 256] [--unpinned]
+    .venv/bin/python bench/handoff.py [--rounds 15] [--sizes 1 16 256] [--unpinned] [--windows]
 
 Two processes with real engines' pools, transports, leases, tickets and checksums (blocks of Llama 3.2 1B). Handoffs of
 1, 16 and 256 MiB over shared memory and TCP take turns with a plain copy of as many bytes between two buffers of this
@@ -12,7 +12,8 @@ of this one's pool, and wakes this one: what a handoff alone would take if nothi
 bench/results/handoff.json.
 
 Each process has a core to itself, as pinned workers have. Left to the scheduler of a machine with two cores
-(`--unpinned`), both ends are on one core as often as not, and take turns.
+(`--unpinned`), both ends are on one core as often as not, and take turns. With `--windows` the prefill worker's pool
+lies in memory of its own, as that of a worker in another role does, and blocks go through windows that are shared.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from tandem_engine.api import PrefillMode
 from tandem_engine.pool_memory import PoolMemory
 from tandem_prefill.destination import Destination
 from tandem_prefill.shipping import Shipping
-from tandem_worker.receiving import chunk_bytes
-from tandem_worker.transports import PeerConnections, Source, shm
+from tandem_worker.assembly import make_connections
+from tandem_worker.transports import Source, shm
 from tandem_worker.worker import Worker
 
 RESULTS = Path(__file__).resolve().parent / "results" / "handoff.json"
@@ -215,8 +216,10 @@ def two_cores() -> tuple[int, int]:
     return (cores[0], cores[1]) if len(cores) > 1 else (-1, -1)
 
 
-async def measure(sizes: list[int], rounds: int, cores: tuple[int, int]) -> dict[int, dict[str, list[float]]]:
-    """Seconds by size and way, all ways in turn within each round."""
+async def measure(
+    sizes: list[int], rounds: int, cores: tuple[int, int], shared: bool
+) -> dict[int, dict[str, list[float]]]:
+    """Seconds by size and way, all ways in turn within each round; the sender's pool can be shared or not."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("handoff_worker.py")),
@@ -225,9 +228,8 @@ async def measure(sizes: list[int], rounds: int, cores: tuple[int, int]) -> dict
         stdout=asyncio.subprocess.PIPE,
     )
     stay_on(cores[0])
-    worker, runner = await start_worker("prefill")
-    assert runner.memory is not None
-    floor = Floor(runner.memory, cores[1])
+    worker, runner = await start_worker("prefill", shared)
+    floor = Floor(PoolMemory(POOL_BYTES) if runner.memory is None else runner.memory, cores[1])
     peer = Peer(process)
     found = await peer.first_words()
     steps = worker.engine.steps()
@@ -277,12 +279,7 @@ async def measure(sizes: list[int], rounds: int, cores: tuple[int, int]) -> dict
 
 def handoffs(worker: Worker, kind: str, address: str, peer: Peer) -> Handoffs:
     """The sending end for one transport."""
-    connections = PeerConnections(
-        Source(worker_id="prefill", epoch=1),
-        (kind,),
-        chunk_bytes(worker.engine.info.block_bytes),
-        worker.engine.blocks.memory,
-    )
+    connections = make_connections(Source(worker_id="prefill", epoch=1), (kind,), worker.engine)
     endpoint = cluster_pb2.KvEndpoint(
         kind=cluster_pb2.TRANSPORT_KIND_SHM if kind == "shm" else cluster_pb2.TRANSPORT_KIND_TCP,
         address=address,
@@ -321,10 +318,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 256], help="MiB per handoff")
     parser.add_argument("--unpinned", action="store_true", help="leave the cores to the scheduler")
+    parser.add_argument(
+        "--windows", action="store_true", help="the sender's pool cannot be shared, as a GPU's"
+    )
     options = parser.parse_args()
     machine = describe_machine()
     cores = (-1, -1) if options.unpinned else two_cores()
-    seconds = uvloop.run(measure(options.sizes, options.rounds, cores))
+    seconds = uvloop.run(measure(options.sizes, options.rounds, cores, not options.windows))
     report(seconds)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(

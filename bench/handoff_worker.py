@@ -23,7 +23,6 @@ from tandem.v1 import cluster_pb2, transfer_pb2
 from tandem_common.generation import Generation, StoppingParams
 from tandem_engine.api import EngineInfo
 from tandem_engine.batch import Batch, Draw
-from tandem_engine.config import EngineConfig
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.torch_engine.kv_cache import KVCache
@@ -54,14 +53,14 @@ POOL_BYTES = NUM_BLOCKS * BLOCK_BYTES
 class PoolRunner:
     """A `Runner` whose steps compute nothing; its pool is that of the torch engine, with random content."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._config = config
+    def __init__(self, shared: bool) -> None:
         self.cache = KVCache(
             parse_model_config(MODEL),
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             dtype=torch.bfloat16,
             device="cpu",
+            shared=shared,
         )
         self.cache.pool.view(torch.int16).random_()
 
@@ -94,13 +93,16 @@ class PoolRunner:
         """The pool itself."""
         return self.cache.views(block_ids)
 
+    def page_lock(self, memory: memoryview) -> None:
+        """There is no device."""
+
     def host_memory(self, num_bytes: int) -> memoryview:
         """Never asked: the pool can be viewed."""
         raise NotImplementedError
 
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
-        """Never asked: the pool can be viewed."""
-        raise NotImplementedError
+        """For windows."""
+        self.cache.read(block_ids, out)
 
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
         """Never asked: the pool can be viewed."""
@@ -119,8 +121,8 @@ def stay_on(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
-async def start_worker(worker_id: str) -> tuple[Worker, PoolRunner]:
-    """A worker with a started engine. Redis is never asked."""
+async def start_worker(worker_id: str, shared: bool) -> tuple[Worker, PoolRunner]:
+    """A worker with a started engine, whose pool can be shared or not. Redis is never asked."""
     config = WorkerConfig(
         engine="simulated",
         block_size=BLOCK_SIZE,
@@ -129,7 +131,7 @@ async def start_worker(worker_id: str) -> tuple[Worker, PoolRunner]:
         max_sequences=NUM_BLOCKS,
         cluster_secret="a secret of the bench",
     )
-    runner = PoolRunner(config)
+    runner = PoolRunner(shared)
     engine = LocalEngine(config, runner)
     await engine.start()
     client = redis.asyncio.Redis()
@@ -157,7 +159,7 @@ def requests(num_blocks: int) -> list[Generation]:
 
 async def receive(commands: asyncio.StreamReader) -> None:
     """Give leases as long as stdin is open."""
-    worker, _ = await start_worker("decode")
+    worker, _ = await start_worker("decode", shared=False)
     bare = socket.create_server(("127.0.0.1", 0))
     bare.setblocking(False)
     async with AsyncExitStack() as stack:

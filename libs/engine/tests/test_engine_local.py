@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -23,6 +24,8 @@ from tandem_engine.api import Borrowed
 from tandem_engine.batch import Batch, Draw
 from tandem_engine.local_engine import LocalEngine
 from tandem_engine.simulated import SimulatedRunner
+from tandem_engine.simulated.running_state import STATE_BYTES
+from tandem_engine.staging import WINDOW_BYTES
 
 ROOT = namespace_root("model")
 
@@ -343,6 +346,54 @@ async def test_blocks_on_a_device_are_copied_to_the_host_and_back() -> None:
     finally:
         for engine in engines:
             await engine.stop()
+
+
+class SharedConfig(EngineConfig):
+    """As a worker that ships blocks has it."""
+
+    shares_pool = True
+
+
+SHARED = SharedConfig(engine="simulated", num_blocks=32, block_size=4, max_step_tokens=8, max_sequences=4)
+
+
+@pytest.mark.parametrize(
+    ("runner", "num_bytes"),
+    [
+        (GatedRunner(SHARED), 32 * 4 * STATE_BYTES),  # the pool itself
+        (GatedRunner(CONFIG), WINDOW_BYTES),
+        (DeviceRunner(CONFIG), WINDOW_BYTES),
+    ],
+    ids=["a pool that is shared", "a pool that is not", "a device"],
+)
+async def test_blocks_are_lent_where_another_process_can_read_them(
+    runner: GatedRunner, num_bytes: int
+) -> None:
+    engine = LocalEngine(CONFIG, runner)
+    await engine.start()
+    try:
+        engine.submit(generation("a", range(20)), PrefillMode.HOLD)
+        blocks = engine.blocks
+        assert blocks.memory is not None
+        assert blocks.max_shared_bytes == num_bytes
+        async with blocks.reading("a", 1, 3) as own, blocks.reading("a", 1, 3, shared=True) as shared:
+            assert b"".join(shared) == b"".join(own)
+            read = b"".join(
+                os.pread(blocks.memory.descriptor, len(v), blocks.memory.offset_of(v)) for v in shared
+            )
+            assert read == b"".join(own)
+    finally:
+        await engine.stop()
+
+
+async def test_without_memory_that_can_be_shared_blocks_are_lent_otherwise(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    assert engine.blocks.memory is None
+    engine.submit(generation("a", range(20)), PrefillMode.HOLD)
+    async with engine.blocks.reading("a", 0, 5) as views:
+        assert sum(map(len, views)) == 5 * 4 * STATE_BYTES
 
 
 async def test_reads_of_a_cancelled_request_end(engine: LocalEngine) -> None:

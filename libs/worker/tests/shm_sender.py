@@ -18,7 +18,8 @@ async def main(address: str, num_bytes: int) -> None:
     memory.view[:] = (bytes(range(251)) * (num_bytes // 251 + 1))[:num_bytes]
 
     @asynccontextmanager
-    async def lend() -> AsyncIterator[Sequence[memoryview]]:
+    async def lend(*, shared: bool) -> AsyncIterator[Sequence[memoryview]]:
+        assert shared
         yield [memory.view]
 
     header = transfer_pb2.ChunkHeader(num_blocks=1, payload_bytes=num_bytes)

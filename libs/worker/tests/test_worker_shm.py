@@ -79,7 +79,7 @@ async def receiving(sink: Sink) -> AsyncIterator[Receiver]:
 
 def chunk(memory: memoryview) -> OutgoingChunk:
     @asynccontextmanager
-    async def lend() -> AsyncIterator[Sequence[memoryview]]:
+    async def lend(*, shared: bool) -> AsyncIterator[Sequence[memoryview]]:
         yield [memory[:10], memory[10:]]
 
     header = transfer_pb2.ChunkHeader(num_blocks=1, payload_bytes=len(memory))

@@ -85,7 +85,7 @@ def chunk(payload: bytes, first_block: int = 0, lease_id: str = "") -> OutgoingC
     place = next(_places)
 
     @asynccontextmanager
-    async def lend() -> AsyncIterator[Sequence[memoryview]]:
+    async def lend(*, shared: bool) -> AsyncIterator[Sequence[memoryview]]:
         view = POOL.view[place : place + len(payload)]
         view[:] = payload
         yield [view[:100], view[100:]]
@@ -236,7 +236,7 @@ async def test_a_payload_that_cannot_be_made_fails_alone(kind: str) -> None:
     sink = Sink()
 
     @asynccontextmanager
-    async def lend() -> AsyncIterator[Sequence[memoryview]]:
+    async def lend(*, shared: bool) -> AsyncIterator[Sequence[memoryview]]:
         raise Unavailable("no such blocks")
         yield ()
 

@@ -14,14 +14,18 @@ from tandem_engine.simulated.running_state import STATE_BYTES
 from tandem_worker.metrics import RECEIVED_BYTES, RECEIVED_CHUNKS
 from worker_harness import BLOCK_SIZE, generate, generation, running_worker
 
+# The pool of a worker that was started in another role cannot be shared: its blocks go through windows that are.
+WAYS = [("prefill", "shm"), ("both", "shm"), ("prefill", "tcp")]
+each_way = pytest.mark.parametrize(("role", "transport"), WAYS, ids=["shm", "windows", "tcp"])
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+
+@each_way
 @pytest.mark.parametrize("num_prompt_tokens", [1, 16, 17, 500])
 async def test_a_handoff_gives_the_tokens_of_a_local_run(
-    redis_url: str, transport: str, num_prompt_tokens: int
+    redis_url: str, role: str, transport: str, num_prompt_tokens: int
 ) -> None:
     async with (
-        running_worker(redis_url, "prefill", transports=(transport,)) as prefill,
+        running_worker(redis_url, role, transports=(transport,)) as prefill,
         running_worker(redis_url, "decode", transports=(transport,)) as decode,
         running_worker(redis_url, "both") as both,
     ):
@@ -40,13 +44,13 @@ async def test_a_handoff_gives_the_tokens_of_a_local_run(
             await worker.assert_quiet()
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@each_way
 async def test_a_handoff_of_many_chunks_is_whole(
-    redis_url: str, transport: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, role: str, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_worker.receiving.CHUNK_BYTES", 3 * BLOCK_SIZE * STATE_BYTES)
     async with (
-        running_worker(redis_url, "prefill", transports=(transport,), max_step_tokens=1000) as prefill,
+        running_worker(redis_url, role, transports=(transport,), max_step_tokens=1000) as prefill,
         running_worker(redis_url, "decode", transports=(transport,)) as decode,
         running_worker(redis_url, "both") as both,
     ):
@@ -73,8 +77,8 @@ class HeldRunner(SimulatedRunner):
         return super().execute(batch)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
-async def test_blocks_arrive_while_later_ones_are_computed(redis_url: str, transport: str) -> None:
+@each_way
+async def test_blocks_arrive_while_later_ones_are_computed(redis_url: str, role: str, transport: str) -> None:
     runners: list[HeldRunner] = []
 
     def make_engine(config: EngineConfig) -> Engine:
@@ -85,7 +89,7 @@ async def test_blocks_arrive_while_later_ones_are_computed(redis_url: str, trans
     async with (
         running_worker(
             redis_url,
-            "prefill",
+            role,
             make_engine=make_engine,
             max_step_tokens=num_step_tokens,
             transports=(transport,),

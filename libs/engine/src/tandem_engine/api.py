@@ -220,7 +220,15 @@ class BlockExchange(Protocol):
 
     @property
     def memory(self) -> PoolMemory | None:
-        """What all blocks lie in that are lent; None when other processes cannot be let to read it."""
+        """What blocks lie in that are lent to be shared: the pool, or windows that they are copied to.
+
+        None when other processes cannot be let to read anything.
+        """
+        ...
+
+    @property
+    def max_shared_bytes(self) -> int:
+        """Most that can be lent at once to be shared."""
         ...
 
     async def reserve(self, generation: Generation) -> Reservation:
@@ -238,10 +246,12 @@ class BlockExchange(Protocol):
         """All blocks are written: report the first token and go on decoding; Conflict if one is not."""
         ...
 
-    def reading(self, request_id: str, first_block: int, num_blocks: int) -> Borrowed:
+    def reading(
+        self, request_id: str, first_block: int, num_blocks: int, *, shared: bool = False
+    ) -> Borrowed:
         """Borrow blocks of the tokens that a sequence came with, waiting until they are computed.
 
-        They may be read while later ones are computed.
+        They may be read while later ones are computed. `shared`: they must lie in `memory`; at most `max_shared_bytes`.
         """
         ...
 

@@ -68,7 +68,14 @@ class Runner(Protocol):
 
     @property
     def memory(self) -> PoolMemory | None:
-        """What the views of `view_blocks` lie in; None when it cannot be shared, or blocks are on a device."""
+        """What the views of `view_blocks` lie in, when other processes can be let to read it."""
+        ...
+
+    def page_lock(self, memory: memoryview) -> None:
+        """Let the device, if there is one, read and write this memory of the host by itself: only speed depends on it.
+
+        For as long as the process lives.
+        """
         ...
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from tandem_common.errors import Conflict, InvalidRequest, NotFound, TandemError
@@ -24,6 +26,7 @@ from tandem_engine.loans import Loan
 from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.scheduler import Scheduler
 from tandem_engine.sequence import Phase, Sequence
+from tandem_engine.staging import StagingWindows
 
 T = TypeVar("T")
 
@@ -64,8 +67,29 @@ class LocalBlockExchange:
 
     @property
     def memory(self) -> PoolMemory | None:
-        """What all blocks lie in that are lent, if they are not on a device."""
-        return self._context.runner.memory
+        """What blocks lie in that are lent to be shared: the pool, or windows that they are copied to."""
+        windows = self._windows
+        return windows.memory if windows else self._context.runner.memory
+
+    @property
+    def max_shared_bytes(self) -> int:
+        """Most that can be lent at once to be shared."""
+        if windows := self._windows:
+            return windows.window_bytes
+        return self._context.info.num_blocks * self._context.info.block_bytes
+
+    @cached_property
+    def _windows(self) -> StagingWindows | None:
+        """Made when first asked for, where the pool cannot be shared."""
+        runner = self._context.runner
+        if runner.memory is not None:
+            return None
+        try:
+            windows = StagingWindows(self._context.info.block_bytes)
+        except OSError:
+            return None
+        runner.page_lock(windows.memory.view)
+        return windows
 
     # In the event loop
 
@@ -111,7 +135,7 @@ class LocalBlockExchange:
 
     @contextlib.asynccontextmanager
     async def reading(
-        self, request_id: str, first_block: int, num_blocks: int
+        self, request_id: str, first_block: int, num_blocks: int, *, shared: bool = False
     ) -> AsyncIterator[list[memoryview]]:
         """Borrow blocks of a sequence, waiting until they are computed."""
         context = self._context
@@ -119,12 +143,17 @@ class LocalBlockExchange:
         loan = await self._borrow(wish)
         try:
             block_ids = loan.block_ids[first_block : first_block + num_blocks]
+            num_bytes = num_blocks * context.info.block_bytes
+            if shared and self._windows is not None:
+                async with self._windows.window(num_bytes) as staged:
+                    yield [await self._read(block_ids, staged)]
+                return
             views = context.runner.view_blocks(block_ids)
-            if views is None:
-                staged = context.runner.host_memory(num_blocks * context.info.block_bytes)
-                await _outlast(asyncio.to_thread(context.runner.read_blocks, block_ids, staged))
-                views = [staged]
-            yield views
+            yield (
+                [await self._read(block_ids, context.runner.host_memory(num_bytes))]
+                if views is None
+                else views
+            )
         finally:
             self._give_back(loan)
 
@@ -134,6 +163,10 @@ class LocalBlockExchange:
         for future in self._unanswered:
             if not future.done():
                 future.set_exception(error)
+
+    async def _read(self, block_ids: Seq[int], out: memoryview) -> memoryview:
+        await _outlast(asyncio.to_thread(self._context.runner.read_blocks, block_ids, out))
+        return out
 
     async def _borrow(self, wish: _Wish) -> Loan:
         self._check_alive()

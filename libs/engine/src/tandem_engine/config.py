@@ -44,6 +44,14 @@ class EngineConfig:
     sim_decode_sequence_ms: float = setting(0.0, "simulated: plus this per decoding sequence", minimum=0)
     sim_decode_kv_ms: float = setting(0.0, "simulated: plus this per token that decodes attend to", minimum=0)
 
+    @property
+    def shares_pool(self) -> bool:
+        """Whether the pool is to lie in memory that other processes can be let to read; whoever ships blocks knows.
+
+        Not for nothing: such memory gets no huge pages on most systems.
+        """
+        return False
+
     def __post_init__(self) -> None:
         """Check each value against its field, and those that depend on each other."""
         for field in dataclasses.fields(EngineConfig):

@@ -38,6 +38,14 @@ class PoolMemory:
         return offset
 
 
+def shareable_memory(num_bytes: int) -> PoolMemory | None:
+    """A PoolMemory, where the system has such."""
+    try:
+        return PoolMemory(num_bytes)
+    except OSError:
+        return None
+
+
 def address_of(view: memoryview) -> int:
     """Of its first byte; it must be writable, and not empty."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view))

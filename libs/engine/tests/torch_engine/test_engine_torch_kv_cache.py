@@ -1,5 +1,6 @@
 """Blocks leave and enter the pool unchanged, and a sequence goes on from imported ones as if it were at home."""
 
+import os
 import random
 
 import pytest
@@ -23,8 +24,8 @@ CONFIG = parse_model_config(
 )
 
 
-def make_cache(dtype=torch.float32, num_blocks=12):
-    return KVCache(CONFIG, num_blocks=num_blocks, block_size=4, dtype=dtype, device="cpu")
+def make_cache(dtype=torch.float32, num_blocks=12, shared=False):
+    return KVCache(CONFIG, num_blocks=num_blocks, block_size=4, dtype=dtype, device="cpu", shared=shared)
 
 
 def fill(cache, block_id, number):
@@ -49,6 +50,16 @@ def test_what_is_read_can_be_written_elsewhere(block_ids, count, dtype):
             keys, values = target.gather(torch.tensor([place * 4 + 2 * layer, place * 4 + 2 * layer + 1]))
             assert (keys == block_id + layer / 2).all()
             assert (values == -(block_id + layer / 2)).all()
+
+
+def test_another_process_can_read_a_pool_that_is_shared():
+    cache = make_cache(shared=True)
+    fill(cache, 3, 1.0)
+    payload = bytearray(cache.block_bytes)
+    cache.read([3], memoryview(payload))
+    (view,) = cache.views([3])
+    assert os.pread(cache.memory.descriptor, len(view), cache.memory.offset_of(view)) == payload
+    assert make_cache(shared=False).memory is None
 
 
 def test_a_block_is_laid_out_layer_by_layer_keys_before_values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import redis.asyncio
 from tandem_common.config import ConfigError
 from tandem_common.keys import Keys
@@ -59,13 +61,20 @@ def make_worker(
         leases=LeaseKeeper(config.lease_timeout_s),
         tickets=TicketOffice(config.secret_bytes()),
         links=LinkSpeeds(),
-        connections=PeerConnections(
-            source, config.transports, chunk_bytes(engine.info.block_bytes), engine.blocks.memory
-        ),
+        connections=make_connections(source, config.transports, engine),
         watcher=ClusterWatcher(client, Keys(config.cluster), beats=False),
         accepted=AcceptedRequests(max(_MIN_LISTED_S, _LISTED_BEATS * config.heartbeat_s)),
         speeds=SpeedFitter(),
     )
+
+
+def make_connections(source: Source, kinds: Sequence[str], engine: Engine) -> PeerConnections:
+    """The sender's side of an engine's handoffs, for these kinds of transports."""
+    memory = engine.blocks.memory if "shm" in kinds else None
+    max_payload_bytes = chunk_bytes(engine.info.block_bytes)
+    if memory is not None:
+        max_payload_bytes = min(max_payload_bytes, engine.blocks.max_shared_bytes)
+    return PeerConnections(source, kinds, max_payload_bytes, memory)
 
 
 def make_receivers(worker: Worker) -> list[Receiver]:

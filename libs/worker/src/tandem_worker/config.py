@@ -63,6 +63,11 @@ class WorkerConfig(ServiceConfig, EngineConfig):
         """Name that clients ask for."""
         return self.served_model_name or (served_name(self.model) if self.model else "simulated")
 
+    @property
+    def shares_pool(self) -> bool:
+        """For workers whose task is to ship blocks. Others, when they come to it, copy them once more."""
+        return "shm" in self.transports and self.role == "prefill"
+
     def all_labels(self) -> dict[str, str]:
         """Labels for the card: what is known of this machine, and what was configured."""
         found = {"host": socket.gethostname(), "hardware": platform.machine()}

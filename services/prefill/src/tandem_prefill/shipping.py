@@ -8,7 +8,6 @@ from tandem_common.logs import get_logger
 from tandem_engine.api import Borrowed
 from tandem_worker.lease import Lease
 from tandem_worker.metrics import SHIPPED_BYTES
-from tandem_worker.receiving import chunk_bytes
 from tandem_worker.transports import OutgoingChunk
 from tandem_worker.worker import Worker
 
@@ -25,7 +24,7 @@ class Shipping:
         self._engine_id = engine_id
         self._destination = destination
         self._lease = lease
-        self._num_chunk_blocks = chunk_bytes(worker.engine.info.block_bytes) // worker.engine.info.block_bytes
+        self._num_chunk_blocks = worker.connections.max_payload_bytes // worker.engine.info.block_bytes
         self.shipped_bytes = 0
         self.transport = ""
 
@@ -55,8 +54,8 @@ class Shipping:
             payload_bytes=payload_bytes,
         )
 
-        def lend() -> Borrowed:
-            return worker.engine.blocks.reading(self._engine_id, first_block, num_blocks)
+        def lend(*, shared: bool) -> Borrowed:
+            return worker.engine.blocks.reading(self._engine_id, first_block, num_blocks, shared=shared)
 
         acknowledged = False
         try:

@@ -19,7 +19,7 @@ from typing import Any
 from tandem_engine.api import EngineInfo, ModelError, StepCost
 from tandem_engine.batch import Batch, Draw, DrawnToken, ScheduledSequence
 from tandem_engine.config import EngineConfig
-from tandem_engine.pool_memory import PoolMemory
+from tandem_engine.pool_memory import PoolMemory, shareable_memory
 from tandem_engine.simulated.running_state import (
     FIRST_STATE,
     STATE_BYTES,
@@ -69,7 +69,8 @@ class SimulatedRunner:
         if config.max_context_tokens:
             max_context_tokens = min(max_context_tokens, config.max_context_tokens)
         block_bytes = block_size * STATE_BYTES
-        self.memory, memory = _memory(num_blocks * block_bytes)
+        self.memory = shareable_memory(num_blocks * block_bytes) if config.shares_pool else None
+        memory = self.memory.view if self.memory else memoryview(bytearray(num_blocks * block_bytes))
         self._states = memory.cast("Q")
         self._blocks = [memory[i * block_bytes : (i + 1) * block_bytes] for i in range(num_blocks)]
         layout = f"simulated v1, {block_size} tokens per block, vocabulary {self._vocab_size}"
@@ -104,6 +105,9 @@ class SimulatedRunner:
     def host_memory(self, num_bytes: int) -> memoryview:
         """Any."""
         return memoryview(bytearray(num_bytes))
+
+    def page_lock(self, memory: memoryview) -> None:
+        """There is no device."""
 
     def read_blocks(self, block_ids: Sequence[int], out: memoryview) -> None:
         """Copy blocks into `out`, one after another."""
@@ -207,15 +211,6 @@ class SimulatedRunner:
                 + config.sim_decode_kv_ms * cost.decode_kv_tokens
             )
         return duration_ms
-
-
-def _memory(num_bytes: int) -> tuple[PoolMemory | None, memoryview]:
-    """Memory that can be shared, where the system has it."""
-    try:
-        memory = PoolMemory(num_bytes)
-    except OSError:
-        return None, memoryview(bytearray(num_bytes))
-    return memory, memory.view
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:

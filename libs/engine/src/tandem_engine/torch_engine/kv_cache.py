@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from tandem_engine.pool_memory import PoolMemory
+from tandem_engine.pool_memory import shareable_memory
 from tandem_engine.torch_engine.device_copies import as_tensor, finish
 from tandem_engine.torch_engine.kernels import Kernels
 from tandem_engine.torch_engine.model_config import ModelConfig
@@ -44,7 +44,9 @@ class KVCache:
         device: str,
         kernels: Kernels | None = None,
         paged: PagedAttention | None = None,
+        shared: bool = False,
     ) -> None:
+        """`shared`: in memory that other processes can be let to read, if it is the host's and the system has such."""
         supported = Kernels.supports(
             dtype=dtype,
             num_heads=config.num_heads,
@@ -59,14 +61,14 @@ class KVCache:
         self.block_shape = block_shape(config, block_size)
         self.block_bytes = math.prod(self.block_shape) * dtype.itemsize
         shape = (num_blocks, *self.block_shape)
-        self.memory = _host_memory(num_blocks * self.block_bytes) if device == "cpu" else None
+        on_host = device == "cpu"
+        self.memory = shareable_memory(num_blocks * self.block_bytes) if shared and on_host else None
         if self.memory is not None:
             self._pool = torch.frombuffer(self.memory.view, dtype=dtype).view(shape)
         else:
             self._pool = torch.empty(shape, dtype=dtype, device=device)
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
-        on_host = self._pool.device.type == "cpu"
         self._copies = None if on_host else torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
         self._memory = self._pool.view(-1).view(torch.uint8).numpy().data if on_host else None
 
@@ -135,6 +137,13 @@ class KVCache:
         On a GPU beside the step that is computed, whose blocks these are not; from any thread.
         """
         target = self._payload(block_ids, out)
+        if self._memory is not None:
+            # By one thread, wherever it is called from, and without the interpreter lock.
+            for start, first, count in _runs(block_ids):
+                ctypes.memmove(
+                    target[start].data_ptr(), self._pool[first].data_ptr(), count * self.block_bytes
+                )
+            return
         with self._beside():
             for start, first, count in _runs(block_ids):
                 target[start : start + count].copy_(self._pool[first : first + count], non_blocking=True)
@@ -171,14 +180,6 @@ class KVCache:
 def block_shape(config: ModelConfig, block_size: int) -> tuple[int, ...]:
     """Shape of one block: layers, keys and values, tokens, KV heads, head size."""
     return (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
-
-
-def _host_memory(num_bytes: int) -> PoolMemory | None:
-    """Memory that can be shared, where the system has it."""
-    try:
-        return PoolMemory(num_bytes)
-    except OSError:
-        return None
 
 
 def _runs(block_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:

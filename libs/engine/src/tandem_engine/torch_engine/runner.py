@@ -19,7 +19,7 @@ from tandem_engine.config import EngineConfig
 from tandem_engine.pool_memory import PoolMemory
 from tandem_engine.torch_engine.decode_graphs import CudaCapture, DecodeGraphs, capture_steps, likeliest
 from tandem_engine.torch_engine.decode_step import DecodeStep
-from tandem_engine.torch_engine.device_copies import as_tensor, finish, host_memory
+from tandem_engine.torch_engine.device_copies import as_tensor, finish, host_memory, page_lock
 from tandem_engine.torch_engine.kernels import Kernels, load_kernels
 from tandem_engine.torch_engine.kv_cache import KVCache, block_shape
 from tandem_engine.torch_engine.linear import has_tiles, packs
@@ -86,6 +86,7 @@ class TorchRunner:
             device=device,
             kernels=_kernels(model_config, dtype, device),
             paged=paged,
+            shared=config.shares_pool,
         )
         if ShortStep.fits(self._model, model_config, self._cache):
             self.short_step = ShortStep(self._model, model_config, self._cache)
@@ -142,7 +143,7 @@ class TorchRunner:
 
     @property
     def memory(self) -> PoolMemory | None:
-        """The pool's, on a CPU."""
+        """The pool's, if it lies in such."""
         return self.cache.memory
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview] | None:
@@ -168,6 +169,10 @@ class TorchRunner:
     def host_memory(self, num_bytes: int) -> memoryview:
         """Page-locked where the blocks are on a GPU."""
         return host_memory(num_bytes, self.cache.device)
+
+    def page_lock(self, memory: memoryview) -> None:
+        """Where the blocks are on a GPU."""
+        page_lock(memory, self.cache.device)
 
     def close(self) -> None:
         """Drop the model and the pool."""

@@ -22,16 +22,20 @@ class Source:
     epoch: int
 
 
+class Lend(Protocol):
+    """Lends the payload of a chunk; may be called again when that is shipped again over another connection."""
+
+    def __call__(self, *, shared: bool) -> AbstractAsyncContextManager[Sequence[memoryview]]:
+        """All of it, for as long as it takes to ship it; `shared`: in the memory that is shared with the receiver."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutgoingChunk:
-    """Some blocks to be shipped.
-
-    `lend` lends the payload, `header.payload_bytes` in all, for as long as it takes to ship it; it may be called again
-    when the chunk is shipped again over another connection.
-    """
+    """Some blocks to be shipped, `header.payload_bytes` in all."""
 
     header: pb.ChunkHeader
-    lend: Callable[[], AbstractAsyncContextManager[Sequence[memoryview]]]
+    lend: Lend
 
 
 class Connection(Protocol):

@@ -85,7 +85,7 @@ class SenderConnection:
             async with asyncio.timeout(timeout_s), self._turn:
                 if self._closed:
                     raise TransportBroken("the connection is closed")
-                async with chunk.lend() as views:
+                async with chunk.lend(shared=self._kind == "shm") as views:
                     answer = await self._answer(chunk.header, views)
         except TimeoutError:
             self._closed = True

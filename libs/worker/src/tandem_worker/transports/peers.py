@@ -39,7 +39,7 @@ class _Peer:
 class PeerConnections:
     """The sender's side of all handoffs of one worker.
 
-    `kinds` are the transports allowed, best first. Only blocks in `memory` can be shared.
+    `kinds` are the transports allowed, best first. What is shared with processes of this host is `memory`, if anything.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PeerConnections:
     ) -> None:
         self._source = source
         self._kinds = kinds
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes  # of one chunk
         self._clock = clock
         self._memory = memory
         self._host_id = shm.host_id() if "shm" in kinds else ""
@@ -134,7 +134,7 @@ class PeerConnections:
             raise Unavailable("the decode worker cannot be reached for its blocks")
 
     async def _connect(self, kind: str, address: str) -> SenderConnection:
-        limits = (self._max_payload_bytes, CONNECT_TIMEOUT_S)
+        limits = (self.max_payload_bytes, CONNECT_TIMEOUT_S)
         if kind == "shm" and self._memory is not None:
             return await shm.connect(address, self._source, self._memory, *limits)
         return await tcp.connect(address, self._source, *limits)
