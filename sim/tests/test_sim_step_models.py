@@ -16,15 +16,15 @@ def prefill(num_tokens: int) -> StepCost:
     return StepCost(duration_ms=0, num_prefill_tokens=num_tokens)
 
 
-def test_the_columns_belong_together() -> None:
+def test_sizes_are_in_their_order() -> None:
     sizes = layer_times.TOKENS
     assert list(sizes) == sorted(set(sizes))
-    assert len(sizes) == len(layer_times.PRODUCTS_MS) == len(layer_times.OTHER_MS)
 
 
 def test_a_layer_takes_what_was_measured_and_between_that_what_lies_between() -> None:
     assert layer_times.layer_ms(256) == pytest.approx(0.215 + 0.025)
     assert layer_times.layer_ms(1) == pytest.approx(0.159 + 0.020)
+    assert layer_times.layer_ms(136) == pytest.approx(0.213 + 0.023)
     assert layer_times.layer_ms(24) == pytest.approx((0.1605 + 0.021 + 0.1695 + 0.022) / 2)
     assert layer_times.layer_ms(8192) == pytest.approx(2 * layer_times.layer_ms(4096))
 

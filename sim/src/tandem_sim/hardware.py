@@ -48,8 +48,8 @@ class Efficiency:
     overlap: float = 1.0
 
 
-# What fits the times of `layer_times` best, the work on activations included: within 8 % (root mean square), where
-# `Efficiency()` is within 19 % and the best that hides everything (compute 0.52, bandwidth 0.64) within 15 %.
+# Fits the times of `layer_times`, the work on activations included, within 11 % (root mean square over its sizes),
+# where `Efficiency()` is within 20 % and the best that hides everything (compute 0.52, bandwidth 0.64) within 18 %.
 FITTED = Efficiency(compute=0.64, bandwidth=0.75, overlap=0.45)
 
 
