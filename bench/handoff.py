@@ -228,7 +228,7 @@ async def measure(
         stdout=asyncio.subprocess.PIPE,
     )
     stay_on(cores[0])
-    worker, runner = await start_worker("prefill", shared)
+    worker, runner = await start_worker("prefill", shared=shared)
     floor = Floor(PoolMemory(POOL_BYTES) if runner.memory is None else runner.memory, cores[1])
     peer = Peer(process)
     found = await peer.first_words()

@@ -1,7 +1,7 @@
 """The two ends of `bench/handoff.py`: workers with real pools, transports, leases and tickets, and no model.
 
 Run as a program, with the core to stay on, it is the receiving end: it answers commands on stdin with a line of JSON
-each.
+each. With a second word, "streams", its engine decodes meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -19,6 +20,7 @@ import numpy as np
 import redis.asyncio
 import torch
 import uvloop
+from handoff_streams import STEP_S, Streams, num_stream_blocks
 from tandem.v1 import cluster_pb2, transfer_pb2
 from tandem_common.generation import Generation, StoppingParams
 from tandem_engine.api import EngineInfo
@@ -51,12 +53,13 @@ POOL_BYTES = NUM_BLOCKS * BLOCK_BYTES
 
 
 class PoolRunner:
-    """A `Runner` whose steps compute nothing; its pool is that of the torch engine, with random content."""
+    """A `Runner` whose steps only take time; its pool is that of the torch engine, with random content."""
 
-    def __init__(self, shared: bool) -> None:
+    def __init__(self, shared: bool, num_blocks: int, step_s: float) -> None:
+        self._step_s = step_s
         self.cache = KVCache(
             parse_model_config(MODEL),
-            num_blocks=NUM_BLOCKS,
+            num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             dtype=torch.bfloat16,
             device="cpu",
@@ -71,7 +74,7 @@ class PoolRunner:
             vocab_size=MODEL["vocab_size"],  # type: ignore[arg-type]
             max_context_tokens=NUM_BLOCKS * BLOCK_SIZE,
             block_size=BLOCK_SIZE,
-            num_blocks=NUM_BLOCKS,
+            num_blocks=self.cache.num_blocks,
             max_step_tokens=NUM_BLOCKS * BLOCK_SIZE,
             max_sequences=NUM_BLOCKS,
             dtype="bfloat16",
@@ -82,6 +85,7 @@ class PoolRunner:
 
     def execute(self, batch: Batch) -> list[Draw]:
         """Compute nothing."""
+        time.sleep(self._step_s)
         return [0 if row.draws_token else None for row in batch.sequences]
 
     @property
@@ -121,7 +125,9 @@ def stay_on(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
-async def start_worker(worker_id: str, shared: bool) -> tuple[Worker, PoolRunner]:
+async def start_worker(
+    worker_id: str, *, shared: bool, num_more_blocks: int = 0, step_s: float = 0.0
+) -> tuple[Worker, PoolRunner]:
     """A worker with a started engine, whose pool can be shared or not. Redis is never asked."""
     config = WorkerConfig(
         engine="simulated",
@@ -131,7 +137,7 @@ async def start_worker(worker_id: str, shared: bool) -> tuple[Worker, PoolRunner
         max_sequences=NUM_BLOCKS,
         cluster_secret="a secret of the bench",
     )
-    runner = PoolRunner(shared)
+    runner = PoolRunner(shared, NUM_BLOCKS + num_more_blocks, step_s)
     engine = LocalEngine(config, runner)
     await engine.start()
     client = redis.asyncio.Redis()
@@ -157,9 +163,15 @@ def requests(num_blocks: int) -> list[Generation]:
     ]
 
 
-async def receive(commands: asyncio.StreamReader) -> None:
-    """Give leases as long as stdin is open."""
-    worker, _ = await start_worker("decode", shared=False)
+async def receive(commands: asyncio.StreamReader, has_streams: bool) -> None:
+    """Give leases as long as stdin is open; decode meanwhile, or not."""
+    worker, _ = await start_worker(
+        "decode",
+        shared=False,
+        num_more_blocks=num_stream_blocks(BLOCK_SIZE) if has_streams else 0,
+        step_s=STEP_S if has_streams else 0.0,
+    )
+    streams = Streams(worker.engine)
     bare = socket.create_server(("127.0.0.1", 0))
     bare.setblocking(False)
     async with AsyncExitStack() as stack:
@@ -171,12 +183,17 @@ async def receive(commands: asyncio.StreamReader) -> None:
             bare=bare.getsockname()[1],
             **{receiver.kind: receiver.address for receiver in receivers},
         )
+        if has_streams:
+            tasks.append(asyncio.create_task(streams.run()))
         held: dict[str, AsyncExitStack] = {}
         reserved: list[Generation] = []
         while line := await commands.readline():
             command = json.loads(line)
             if lease_id := command.get("release"):
                 await held.pop(lease_id).aclose()
+                continue
+            if command.get("streams"):
+                say(**streams.take())
                 continue
             if num_blocks := command.get("prepare"):
                 for request in reserved:
@@ -240,7 +257,7 @@ async def main() -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
-    await receive(reader)
+    await receive(reader, has_streams="streams" in sys.argv[2:])
 
 
 if __name__ == "__main__":

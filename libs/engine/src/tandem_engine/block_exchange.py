@@ -139,8 +139,7 @@ class LocalBlockExchange:
     ) -> AsyncIterator[list[memoryview]]:
         """Borrow blocks of a sequence, waiting until they are computed."""
         context = self._context
-        wish = _Wish(future=Future(), request_id=request_id, first_block=first_block, num_blocks=num_blocks)
-        loan = await self._borrow(wish)
+        loan = await self._borrow(request_id, first_block, num_blocks)
         try:
             block_ids = loan.block_ids[first_block : first_block + num_blocks]
             num_bytes = num_blocks * context.info.block_bytes
@@ -149,11 +148,9 @@ class LocalBlockExchange:
                     yield [await self._read(block_ids, staged)]
                 return
             views = context.runner.view_blocks(block_ids)
-            yield (
-                [await self._read(block_ids, context.runner.host_memory(num_bytes))]
-                if views is None
-                else views
-            )
+            if views is None:
+                views = [await self._read(block_ids, context.runner.host_memory(num_bytes))]
+            yield views
         finally:
             self._give_back(loan)
 
@@ -168,13 +165,14 @@ class LocalBlockExchange:
         await _outlast(asyncio.to_thread(self._context.runner.read_blocks, block_ids, out))
         return out
 
-    async def _borrow(self, wish: _Wish) -> Loan:
+    async def _borrow(self, request_id: str, first_block: int, num_blocks: int) -> Loan:
         self._check_alive()
         # A request that is not known may have been submitted just now: the engine's thread will know.
         with contextlib.suppress(NotFound), self._context.lock:
-            loan = self._lend(wish)
+            loan = self._lend(request_id, first_block, num_blocks)
             if loan is not None:
                 return loan
+        wish = _Wish(future=Future(), request_id=request_id, first_block=first_block, num_blocks=num_blocks)
         try:
             return await self._answer(wish.future, lambda: self._keep(wish))
         except asyncio.CancelledError:
@@ -270,7 +268,7 @@ class LocalBlockExchange:
         if wish.future.cancelled():
             return True
         try:
-            loan = self._lend(wish)
+            loan = self._lend(wish.request_id, wish.first_block, wish.num_blocks)
         except TandemError as error:
             _fail(wish.future, error)
             return True
@@ -284,18 +282,16 @@ class LocalBlockExchange:
 
     # In either thread, under the lock
 
-    def _lend(self, wish: _Wish) -> Loan | None:
+    def _lend(self, request_id: str, first_block: int, num_blocks: int) -> Loan | None:
         """A loan of what is wished for, None when it is not computed yet."""
-        sequence = self._context.scheduler.find(wish.request_id)
-        block_size, end = self._context.info.block_size, wish.first_block + wish.num_blocks
+        sequence = self._context.scheduler.find(request_id)
+        block_size, end = self._context.info.block_size, first_block + num_blocks
         num_all = -(-sequence.num_given_tokens // block_size)
-        if not 0 <= wish.first_block <= end <= num_all:
-            raise InvalidRequest(
-                f"blocks {wish.first_block} to {end} do not exist; the sequence has {num_all}"
-            )
+        if not 0 <= first_block <= end <= num_all:
+            raise InvalidRequest(f"blocks {first_block} to {end} do not exist; the sequence has {num_all}")
         if sequence.num_computed_tokens < min(end * block_size, sequence.num_given_tokens):
             return None
-        return self._context.scheduler.loans.lend(wish.request_id, sequence.table.block_ids)
+        return self._context.scheduler.loans.lend(request_id, sequence.table.block_ids)
 
 
 def _check_writable(sequence: Sequence, written: range) -> None:

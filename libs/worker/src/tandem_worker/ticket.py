@@ -42,4 +42,4 @@ class TicketOffice:
         return pb.TicketClaims.FromString(signed.claims)
 
     def _mac(self, body: bytes) -> bytes:
-        return hmac.new(self._key, body, sha256).digest()
+        return hmac.digest(self._key, body, "sha256")

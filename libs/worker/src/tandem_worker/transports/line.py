@@ -63,17 +63,18 @@ class Line:
 
         What has come is kept when the wait is cancelled.
         """
-        await self._have(num_bytes)
+        while len(self._buffer) < num_bytes:
+            await self._more()
         content = bytes(self._buffer[:num_bytes])
         del self._buffer[:num_bytes]
         return content
 
     async def read_message(self, kind: type[M]) -> M:
         """The next message; raises like `read`, and FramingError for anything but a `kind`."""
-        await self._have(LENGTH.size)
-        length = body_length(self._buffer[: LENGTH.size])
-        await self._have(LENGTH.size + length)
-        return parse(memoryview(await self.read(LENGTH.size + length))[LENGTH.size :], kind)
+        while len(self._buffer) < LENGTH.size:
+            await self._more()
+        content = await self.read(LENGTH.size + body_length(self._buffer[: LENGTH.size]))
+        return parse(memoryview(content)[LENGTH.size :], kind)
 
     def shut_down(self) -> None:
         """Make whoever reads fail, here and there."""
@@ -91,25 +92,22 @@ class Line:
         os.close(self._hears)
         os.close(self._rings)
 
-    async def _have(self, num_bytes: int) -> None:
-        """Wait until so many bytes are in the buffer."""
-        while len(self._buffer) < num_bytes:
+    async def _more(self) -> None:
+        """Take what has come into the buffer, or wait until something may have."""
+        try:
+            content = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            self._waiting = self._loop.create_future()
             try:
-                content = self._sock.recv(_READ_BYTES)
-            except BlockingIOError:
-                self._waiting = self._loop.create_future()
-                try:
-                    await self._waiting
-                finally:
-                    self._waiting = None
-                continue
-            if not content:
-                raise (
-                    FramingError("the peer left amid a message")
-                    if self._buffer
-                    else PeerClosed("the peer left")
-                )
-            self._buffer += content
+                await self._waiting
+            finally:
+                self._waiting = None
+            return
+        if not content:
+            raise (
+                FramingError("the peer left amid a message") if self._buffer else PeerClosed("the peer left")
+            )
+        self._buffer += content
 
     def _on_ring(self) -> None:
         with contextlib.suppress(BlockingIOError):
