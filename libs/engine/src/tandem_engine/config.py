@@ -48,7 +48,7 @@ class EngineConfig:
     def shares_pool(self) -> bool:
         """Whether the pool is to lie in memory that other processes can be let to read; whoever ships blocks knows.
 
-        Not for nothing: such memory gets no huge pages on most systems.
+        Only where there is need: they read all of it then.
         """
         return False
 

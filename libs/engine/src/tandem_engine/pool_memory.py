@@ -1,7 +1,7 @@
-"""Memory of a pool of blocks, which other processes can be let to read.
+"""Memory of a pool of blocks, which other processes can be let to read, or not.
 
-An anonymous file (memfd): it has no name that could be left behind. Whoever gets the descriptor can map it and read;
-the seals see to it that nobody but its maker ever writes, and that it never shrinks under a reader.
+If they can, it is an anonymous file (memfd): it has no name that could be left behind. Whoever gets the descriptor can
+map it and read; the seals see to it that nobody but its maker ever writes, and that it never shrinks under a reader.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mmap
 import os
 import weakref
 
+_HUGE_BYTES = 2 << 20
 # Not yet in Python's fcntl.
 _F_SEAL_FUTURE_WRITE = 0x0010
 
@@ -44,6 +45,17 @@ def shareable_memory(num_bytes: int) -> PoolMemory | None:
         return PoolMemory(num_bytes)
     except OSError:
         return None
+
+
+def prefer_huge_pages(address: int, num_bytes: int) -> None:
+    """Let memory that nobody has used yet, and that is no file, be taken in pages of 2 MiB where the system has such.
+
+    Attention reads from all over a pool: with small pages it waits for the translation of addresses, too.
+    """
+    start, end = -(-address // _HUGE_BYTES) * _HUGE_BYTES, (address + num_bytes) // _HUGE_BYTES * _HUGE_BYTES
+    if start < end and hasattr(mmap, "MADV_HUGEPAGE"):
+        madvise = ctypes.CDLL(None).madvise  # which fails, and changes nothing, where there are none
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
 
 
 def address_of(view: memoryview) -> int:

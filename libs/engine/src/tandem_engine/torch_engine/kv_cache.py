@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from tandem_engine.pool_memory import shareable_memory
+from tandem_engine.pool_memory import prefer_huge_pages, shareable_memory
 from tandem_engine.torch_engine.device_copies import as_tensor, finish
 from tandem_engine.torch_engine.kernels import Kernels
 from tandem_engine.torch_engine.model_config import ModelConfig
@@ -67,6 +67,8 @@ class KVCache:
             self._pool = torch.frombuffer(self.memory.view, dtype=dtype).view(shape)
         else:
             self._pool = torch.empty(shape, dtype=dtype, device=device)
+            if on_host:
+                prefer_huge_pages(self._pool.data_ptr(), self._pool.nbytes)
         self._token_rows = self._pool.view(-1, config.num_kv_heads * config.head_dim)
         self._block_rows = self._pool.view(-1, block_size * config.num_kv_heads * config.head_dim)
         self._copies = None if on_host else torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
