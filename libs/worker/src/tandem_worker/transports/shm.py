@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tandem.v1 import transfer_pb2 as pb
@@ -62,7 +63,8 @@ def listen(sink: BlockSink) -> Receiver:
     listener.bind("\0" + name)
     listener.listen(128)
     listener.setblocking(False)
-    return Receiver(listener, sink, _introduce, kind="shm", address=name)
+    introduce = functools.partial(_introduce, asyncio.Lock())
+    return Receiver(listener, sink, introduce, kind="shm", address=name)
 
 
 async def connect(
@@ -120,9 +122,11 @@ class ShmOutlet:
 class ShmPayload:
     """Copies payloads out of the sender's memory into the pool."""
 
-    def __init__(self, line: Line, memory: MappedMemory) -> None:
+    def __init__(self, line: Line, memory: MappedMemory, copying: asyncio.Lock) -> None:
+        """`copying` is held for a piece at a time: several senders hold up the event loop for no longer than one."""
         self._line = line
         self._memory = memory
+        self._copying = copying
         self._sources: list[tuple[int, int]] = []  # address and length of each span
         self._sum_is_due = False
 
@@ -144,14 +148,15 @@ class ShmPayload:
 
     async def fill(self, room: Room) -> None:
         """See `IncomingPayload.fill`."""
-        copy, found, since_turn = copy_sum(), 0, 0
-        for target, source, num_bytes in _stretches(room.views, self._sources):
-            if since_turn + num_bytes > _PIECE_BYTES:
-                await asyncio.sleep(0)
-                _check_wanted(room)
-                since_turn = 0
-            found = copy(target, source, num_bytes, found)
-            since_turn += num_bytes
+        copy, found, is_first = copy_sum(), 0, True
+        for piece in _pieces(_stretches(room.views, self._sources)):
+            async with self._copying:
+                if not is_first:
+                    await asyncio.sleep(0)
+                    _check_wanted(room)
+                is_first = False
+                for target, source, num_bytes in piece:
+                    found = copy(target, source, num_bytes, found)
         while self._sum_is_due:
             _check_wanted(room)
             with contextlib.suppress(TimeoutError):
@@ -199,7 +204,20 @@ def _stretches(
             source, left = source + num_bytes, left - num_bytes
 
 
-async def _introduce(sock: socket.socket) -> tuple[pb.TransferHello, ShmPayload]:
+def _pieces(stretches: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """The same, as many at a time as make _PIECE_BYTES at most."""
+    piece: list[tuple[int, int, int]] = []
+    left = _PIECE_BYTES
+    for stretch in stretches:
+        if stretch[2] > left:
+            yield piece
+            piece, left = [], _PIECE_BYTES
+        piece.append(stretch)
+        left -= stretch[2]
+    yield piece
+
+
+async def _introduce(copying: asyncio.Lock, sock: socket.socket) -> tuple[pb.TransferHello, ShmPayload]:
     _check_user(sock)
     hello, line, memory = await answer_line(sock)
     try:
@@ -209,7 +227,7 @@ async def _introduce(sock: socket.socket) -> tuple[pb.TransferHello, ShmPayload]
         raise FramingError(str(error)) from None
     finally:
         os.close(memory)
-    return hello, ShmPayload(line, mapped)
+    return hello, ShmPayload(line, mapped, copying)
 
 
 def _check_wanted(room: Room) -> None:
