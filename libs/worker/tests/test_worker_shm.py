@@ -275,6 +275,9 @@ async def test_closed_connections_leave_no_mapping() -> None:
         async with handmade(receiver), asyncio.timeout(5):
             while num_mapped() == before:
                 await asyncio.sleep(0.01)
+            async with handmade(receiver):
+                await assert_serves(receiver, sink)
+                assert num_mapped() == before + 1  # for all three
         await assert_serves(receiver, sink)
         async with asyncio.timeout(5):
             while num_mapped() != before:

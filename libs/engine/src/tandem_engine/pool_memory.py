@@ -30,6 +30,7 @@ class PoolMemory:
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
         self._address = address_of(self.view)
+        prefer_huge_pages(self._address, num_bytes)
 
     def offset_of(self, view: memoryview) -> int:
         """Where a view lies in this memory; ValueError when it does not."""
@@ -48,7 +49,7 @@ def shareable_memory(num_bytes: int) -> PoolMemory | None:
 
 
 def prefer_huge_pages(address: int, num_bytes: int) -> None:
-    """Let memory that nobody has used yet, and that is no file, be taken in pages of 2 MiB where the system has such.
+    """Let memory that nobody has used yet be taken in pages of 2 MiB, where the system offers them.
 
     Attention reads from all over a pool: with small pages it waits for the translation of addresses, too.
     """

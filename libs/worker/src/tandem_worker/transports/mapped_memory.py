@@ -31,7 +31,9 @@ class MappedMemory:
         """
         if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise ValueError("the peer's memory is not sealed")
-        self.num_bytes = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        self.num_bytes = status.st_size
+        self.file = (status.st_dev, status.st_ino)  # no other's as long as it is mapped
         self._address = _libc.mmap(None, self.num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
         if self._address == _MAP_FAILED:
             raise OSError(ctypes.get_errno(), "the peer's memory cannot be mapped")
@@ -47,3 +49,28 @@ class MappedMemory:
         if self.num_bytes:
             _libc.munmap(self._address, self.num_bytes)
             self.num_bytes = 0
+
+
+class Mappings:
+    """What one receiver has mapped: all connections that bring the same memory share one mapping.
+
+    What is read through a mapping for the first time costs twice as much as later, as each page has to be found.
+    """
+
+    def __init__(self) -> None:
+        self._by_file: dict[tuple[int, int], tuple[MappedMemory, int]] = {}  # and how many have it open
+
+    def open(self, descriptor: int) -> MappedMemory:
+        """The memory, to be closed here; raises what `MappedMemory` raises."""
+        status = os.fstat(descriptor)
+        memory, num_users = self._by_file.get((status.st_dev, status.st_ino)) or (MappedMemory(descriptor), 0)
+        self._by_file[memory.file] = (memory, num_users + 1)
+        return memory
+
+    def close(self, memory: MappedMemory) -> None:
+        """One who had it open reads no more."""
+        _, num_users = self._by_file.pop(memory.file)
+        if num_users == 1:
+            memory.close()
+        else:
+            self._by_file[memory.file] = (memory, num_users - 1)

@@ -18,6 +18,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tandem.v1 import transfer_pb2 as pb
@@ -29,7 +30,7 @@ from tandem_worker.transports.connection import SenderConnection
 from tandem_worker.transports.copying import copy_sum
 from tandem_worker.transports.framing import FramingError, frame
 from tandem_worker.transports.line import Line, answer_line, open_line
-from tandem_worker.transports.mapped_memory import MappedMemory
+from tandem_worker.transports.mapped_memory import MappedMemory, Mappings
 from tandem_worker.transports.payload import Cursor, checksum
 from tandem_worker.transports.receiver import Receiver
 
@@ -63,7 +64,7 @@ def listen(sink: BlockSink) -> Receiver:
     listener.bind("\0" + name)
     listener.listen(128)
     listener.setblocking(False)
-    introduce = functools.partial(_introduce, asyncio.Lock())
+    introduce = functools.partial(_introduce, _Common())
     return Receiver(listener, sink, introduce, kind="shm", address=name)
 
 
@@ -119,14 +120,23 @@ class ShmOutlet:
         self._line.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What all connections of a receiver share."""
+
+    mappings: Mappings = field(default_factory=Mappings)
+    # Held for a piece at a time: several senders hold up the event loop for no longer than one.
+    copying: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class ShmPayload:
     """Copies payloads out of the sender's memory into the pool."""
 
-    def __init__(self, line: Line, memory: MappedMemory, copying: asyncio.Lock) -> None:
-        """`copying` is held for a piece at a time: several senders hold up the event loop for no longer than one."""
+    def __init__(self, line: Line, memory: MappedMemory, common: _Common) -> None:
+        """Takes over a line, and memory that is open in `common.mappings`."""
         self._line = line
         self._memory = memory
-        self._copying = copying
+        self._common = common
         self._sources: list[tuple[int, int]] = []  # address and length of each span
         self._sum_is_due = False
 
@@ -150,7 +160,7 @@ class ShmPayload:
         """See `IncomingPayload.fill`."""
         copy, found, is_first = copy_sum(), 0, True
         for piece in _pieces(_stretches(room.views, self._sources)):
-            async with self._copying:
+            async with self._common.copying:
                 if not is_first:
                     await asyncio.sleep(0)
                     _check_wanted(room)
@@ -177,7 +187,7 @@ class ShmPayload:
     def close(self) -> None:
         """See `IncomingPayload.close`."""
         self._line.close()
-        self._memory.close()
+        self._common.mappings.close(self._memory)
 
     async def _sum(self) -> int:
         """The sender's checksum of the present payload."""
@@ -217,17 +227,17 @@ def _pieces(stretches: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[in
     yield piece
 
 
-async def _introduce(copying: asyncio.Lock, sock: socket.socket) -> tuple[pb.TransferHello, ShmPayload]:
+async def _introduce(common: _Common, sock: socket.socket) -> tuple[pb.TransferHello, ShmPayload]:
     _check_user(sock)
     hello, line, memory = await answer_line(sock)
     try:
-        mapped = MappedMemory(memory)
+        mapped = common.mappings.open(memory)
     except (OSError, ValueError) as error:
         line.close()
         raise FramingError(str(error)) from None
     finally:
         os.close(memory)
-    return hello, ShmPayload(line, mapped, copying)
+    return hello, ShmPayload(line, mapped, common)
 
 
 def _check_wanted(room: Room) -> None:
