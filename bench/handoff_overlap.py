@@ -33,6 +33,7 @@ from tandem_cli.redis_server import find_redis_server
 from tandem_common.keys import Keys
 from tandem_common.registry import ClusterWatcher
 from tandem_common.rpc import open_channel
+from tandem_common.token_ids import pack_token_ids
 
 RESULTS = Path(__file__).resolve().parent / "results" / "handoff_overlap.json"
 BLOCK_SIZE = 16
@@ -113,7 +114,7 @@ class Pair:
             generation=generation_pb2.Generation(
                 request_id=f"req-{secrets.token_hex(16)}",
                 model=self._cards["decode"].model,
-                token_ids=[RANDOMS.randrange(3, vocab) for _ in range(num_tokens)],
+                token_ids=pack_token_ids([RANDOMS.randrange(3, vocab) for _ in range(num_tokens)]),
                 num_prompt_tokens=num_tokens,
                 namespace=bytes(16),
                 stopping=generation_pb2.StoppingParams(max_tokens=2),

@@ -27,6 +27,7 @@ from tandem_common.redis_client import connect
 from tandem_common.registry import WorkerPublisher
 from tandem_common.rpc import open_channel
 from tandem_common.service import Lifecycle
+from tandem_common.token_ids import pack_token_ids
 from tandem_engine.api import Engine
 from tandem_engine.config import EngineConfig
 from tandem_engine.factory import create_engine
@@ -189,7 +190,7 @@ def generation(
     return generation_pb2.Generation(
         request_id=request_id or f"req-{next(_numbers):032x}",
         model=model,
-        token_ids=[*prompt, *resumed],
+        token_ids=pack_token_ids([*prompt, *resumed]),
         num_prompt_tokens=num_prompt_tokens,
         namespace=NAMESPACE,
         stopping=generation_pb2.StoppingParams(max_tokens=max_tokens),

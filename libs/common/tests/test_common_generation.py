@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -91,3 +92,11 @@ def test_an_unknown_class_is_refused() -> None:
     message.request_class = 7  # type: ignore[assignment]
     with pytest.raises(InvalidRequest, match="request class 7"):
         generation_from_proto(message)
+
+
+def test_another_seed_changes_nothing_else() -> None:
+    params = SamplingParams(temperature=0.5, top_k=3, logit_bias={1: 2.0}, seed=1, logprobs=2)
+    assert params.with_seed(7) == dataclasses.replace(params, seed=7)
+    assert params.seed == 1
+    with pytest.raises(InvalidRequest, match="seed"):
+        params.with_seed(2**64)

@@ -69,14 +69,15 @@ async def test_log_probabilities_come_for_every_token(redis_url: str) -> None:
         lambda wanted: wanted.ClearField("token_ids"),
         lambda wanted: wanted.ClearField("namespace"),
         lambda wanted: wanted.ClearField("request_id"),
-        lambda wanted: wanted.token_ids.append(2**32 - 1),
+        lambda wanted: setattr(wanted, "token_ids", b"\xff" * 160),
+        lambda wanted: setattr(wanted, "token_ids", wanted.token_ids[:-1]),
         lambda wanted: wanted.stopping.ClearField("max_tokens"),
         lambda wanted: setattr(wanted.stopping, "max_tokens", 2**31),
         lambda wanted: setattr(wanted.stopping, "min_tokens", 99),
         lambda wanted: setattr(wanted.sampling, "temperature", float("nan")),
         lambda wanted: wanted.sampling.logit_bias.update({2**31: 1.0}),
         lambda wanted: setattr(wanted, "request_class", 77),
-        lambda wanted: wanted.token_ids.extend([1] * 3000),
+        lambda wanted: setattr(wanted, "token_ids", bytes(4 * 3000)),
     ],
 )
 async def test_a_malformed_submit_harms_only_itself(redis_url: str, spoil) -> None:  # type: ignore[no-untyped-def]

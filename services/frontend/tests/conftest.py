@@ -20,6 +20,7 @@ from tandem_common.model_source import model_revision
 from tandem_common.redis_client import connect
 from tandem_common.registry import WorkerPublisher
 from tandem_common.rpc import RpcServer, open_channel
+from tandem_common.token_ids import unpack_token_ids
 from tandem_frontend.api_keys import ApiKeys
 from tandem_frontend.config import FrontendConfig
 from tandem_frontend.frontend import Frontend
@@ -125,7 +126,7 @@ class Worker(decode_pb2_grpc.DecodeServiceServicer):
         for submit in request.submits:
             self.submits.append(submit)
             generation = submit.generation
-            resumed = len(generation.token_ids) - generation.num_prompt_tokens
+            resumed = len(unpack_token_ids(generation.token_ids)) - generation.num_prompt_tokens
             self.live[submit.stream_id] = [submit, resumed, 0]
         for stream_id in request.cancelled_stream_ids:
             self.cancelled.append(stream_id)
@@ -226,7 +227,7 @@ class System:
         self.workers: list[Worker] = []
         self.routers: list[Router] = []
         self.registry = CollectorRegistry()
-        self.answer = local.tokenizer.encode_text(ANSWER)
+        self.answer = local.tokenizer.encode_text(ANSWER).tolist()
         self._stack = stack
         self._redis = connect(redis_url)
         stack.push_async_callback(self._redis.aclose)

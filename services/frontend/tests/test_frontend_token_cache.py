@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tandem_frontend.chat_template import ChatTurn
-from tandem_frontend.token_cache import PIECE_SIZE, TokenCache, cuts_between_words, pieces_of
+from tandem_frontend.token_cache import PIECE_SIZE, TokenCache, control_of, cuts_between_words, pieces_of
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 # Words, gaps of every kind, and what tokenizers treat in ways of their own.
@@ -29,6 +30,10 @@ FRAGMENTS = [
     "<|im_",
     " a",
     "A b",
+    "\nthe",
+    ".\n",
+    "<|im_end|>",
+    "<|im_start|>",
 ]
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=900).map("".join)
 
@@ -50,11 +55,14 @@ def test_texts_that_begin_alike_share_their_first_pieces(text, position):
 @given(texts)
 def test_tokens_of_pieces_are_the_texts_tokens(local_model, text):
     tokenizer = local_model.tokenizer
-    rendered = tokenizer._template.render([ChatTurn("user", text)])
-    cache = TokenCache(tokenizer._encode_all, max_characters=4 * PIECE_SIZE, max_words=8)
+    rendered = tokenizer._template.render(
+        [ChatTurn("user", text)]
+    )  # what users spell there takes another way
+    control = control_of(tokenizer._spec)
+    cache = TokenCache(tokenizer._encode_all, control, max_characters=4 * PIECE_SIZE, max_words=12)
     expected = tokenizer._tokenizer.encode(rendered, add_special_tokens=False).ids
-    assert cache.encode(rendered) == expected
-    assert cache.encode(rendered) == expected
+    assert cache.encode(rendered).tolist() == expected
+    assert cache.encode(rendered).tolist() == expected
     cache.check_integrity()
 
 
@@ -83,12 +91,45 @@ def test_a_word_is_encoded_once_and_long_ones_are_not_kept():
 
     cache = TokenCache(encode_all)
     long = " " + "x" * 100
-    assert cache.encode("a fox a fox" + long) == [1, 4, 2, 4, 101]
+    assert cache.encode("a fox a fox" + long).tolist() == [1, 4, 2, 4, 101]
     assert encoded == ["a", " fox", " a", long]
     encoded.clear()
-    assert cache.encode("a fox" + long) == [1, 4, 101]
+    assert cache.encode("a fox" + long).tolist() == [1, 4, 101]
     assert encoded == [long]
     cache.check_integrity()
+
+
+def test_what_a_template_puts_around_words_is_no_part_of_them():
+    encoded = []
+
+    def encode_all(texts):
+        encoded.extend(texts)
+        return [[len(text)] for text in texts]
+
+    cache = TokenCache(encode_all, re.compile(r"(<<end>>|<<)"))
+    for word in ("fox", "owl"):
+        cache.encode(f"<<user\n{word}<<end>>\n<<")
+    assert encoded == ["<<", "user\n", "fox", "<<end>>", "\n", "owl"]
+
+
+def test_added_tokens_that_are_looked_for_in_normalized_text_are_not_cut_out(local_model):
+    spec = local_model.tokenizer._spec
+    assert control_of(spec) is not None
+    assert control_of(spec | {"added_tokens": []}) is None
+    normalized = spec["added_tokens"][0] | {"normalized": True}
+    assert control_of(spec | {"added_tokens": [*spec["added_tokens"][1:], normalized]}) is None
+
+
+def test_of_two_control_tokens_at_one_place_the_longer_is_cut_out(local_model):
+    tokenizer = Tokenizer.from_str(local_model.tokenizer._tokenizer.to_str())
+    tokenizer.add_special_tokens(["<|im_", "<|im_end|>s"])
+    spec = json.loads(tokenizer.to_str())
+    text = "a<|im_end|>ss<|im_start|><|im_<|im_end|>"
+    cache = TokenCache(
+        lambda texts: [each.ids for each in tokenizer.encode_batch(texts, add_special_tokens=False)],
+        control_of(spec),
+    )
+    assert cache.encode(text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_the_models_own_tokenizer_is_cached(local_model):

@@ -78,6 +78,15 @@ class SamplingParams:
         for bias in self.logit_bias.values():
             _check_range("logit_bias", bias, -100.0, 100.0)
 
+    def with_seed(self, seed: int) -> SamplingParams:
+        """The same with another seed; nothing else is checked again, which takes most of the time."""
+        _check_range("seed", seed, 0, MAX_SEED)
+        other = object.__new__(SamplingParams)
+        for name in self.__slots__:
+            object.__setattr__(other, name, getattr(self, name))
+        object.__setattr__(other, "seed", seed)
+        return other
+
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
@@ -140,8 +149,11 @@ class Generation:
         """Tokens generated before a resumption."""
         return len(self.token_ids) - self.num_prompt_tokens
 
-    def check_limits(self, *, vocab_size: int, max_context_tokens: int) -> None:
-        """Raise InvalidRequest for what the model cannot take: too long, or token ids outside its output."""
+    def check_limits(self, *, vocab_size: int, max_context_tokens: int, knows_prompt: bool = False) -> None:
+        """Raise InvalidRequest for what the model cannot take: too long, or token ids outside its output.
+
+        With `knows_prompt` the prompt's ids are the model's for sure: its own tokenizer made them.
+        """
         # The last token drawn takes no place in the context, so that a prompt that fills it gets one answer.
         room = max(1, max_context_tokens - self.num_prompt_tokens)
         if self.num_prompt_tokens > max_context_tokens:
@@ -160,7 +172,7 @@ class Generation:
         if self.num_resumed_tokens >= self.stopping.max_tokens:
             raise InvalidRequest("nothing is left to generate", param="max_tokens")
         for name, ids in (
-            ("prompt", self.token_ids),
+            ("prompt", () if knows_prompt else self.token_ids),
             ("stop_token_ids", self.stopping.stop_token_ids),
             ("logit_bias", self.sampling.logit_bias),
         ):

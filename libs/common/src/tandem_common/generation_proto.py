@@ -8,6 +8,7 @@ from tandem.v1 import generation_pb2 as pb
 
 from tandem_common.errors import InvalidRequest
 from tandem_common.generation import Generation, RequestClass, SamplingParams, StoppingParams
+from tandem_common.token_ids import pack_token_ids, unpack_token_ids
 
 _OptionalSampling = Literal[
     "temperature",
@@ -57,10 +58,14 @@ def request_class_from_proto(value: pb.RequestClass.ValueType) -> RequestClass:
 
 def generation_from_proto(message: pb.Generation) -> Generation:
     """Check and convert; InvalidRequest when a field is missing or out of range."""
+    try:
+        token_ids = unpack_token_ids(message.token_ids)
+    except ValueError:
+        raise InvalidRequest("token_ids is no whole number of ids", param="token_ids") from None
     return Generation(
         request_id=message.request_id,
         model=message.model,
-        token_ids=list(message.token_ids),
+        token_ids=token_ids.tolist(),
         num_prompt_tokens=message.num_prompt_tokens,
         namespace=message.namespace,
         sampling=sampling_from_proto(message.sampling),
@@ -79,7 +84,7 @@ def generation_to_proto(generation: Generation) -> pb.Generation:
     return pb.Generation(
         request_id=generation.request_id,
         model=generation.model,
-        token_ids=generation.token_ids,
+        token_ids=pack_token_ids(generation.token_ids),
         num_prompt_tokens=generation.num_prompt_tokens,
         namespace=generation.namespace,
         sampling=sampling_to_proto(generation.sampling),

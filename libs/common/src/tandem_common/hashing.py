@@ -9,10 +9,10 @@ outside can compute the hashes of a guessed prompt.
 from __future__ import annotations
 
 import hmac
-import sys
-from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
+
+from tandem_common.token_ids import TOKEN_BYTES, pack_token_ids
 
 HASH_BYTES = 16
 # Domain separation: a block hash can never equal a namespace root or another use of BLAKE2b.
@@ -40,7 +40,7 @@ def tenant_salt(cluster_secret: bytes, tenant: str) -> bytes:
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """Hash (16 bytes) of one full block after `parent` (a block hash or a root)."""
     digest = blake2b(parent, digest_size=HASH_BYTES, key=_BLOCK_KEY)
-    digest.update(_little_endian(token_ids))
+    digest.update(pack_token_ids(token_ids))
     return digest.digest()
 
 
@@ -48,8 +48,8 @@ def block_hashes(root: bytes, token_ids: Sequence[int], block_size: int) -> list
     """Hashes of all full blocks of a sequence, in order; an incomplete last block has none."""
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    packed = _little_endian(token_ids)
-    stride = 4 * block_size
+    packed = memoryview(pack_token_ids(token_ids))
+    stride = TOKEN_BYTES * block_size
     hashes = []
     parent = root
     for start in range(0, len(packed) - stride + 1, stride):
@@ -70,12 +70,3 @@ def unpack_hashes(packed: bytes) -> list[bytes]:
     if len(packed) % HASH_BYTES:
         raise ValueError(f"{len(packed)} bytes are not a whole number of {HASH_BYTES}-byte hashes")
     return [packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES)]
-
-
-def _little_endian(token_ids: Sequence[int]) -> memoryview:
-    packed = array("I", token_ids)
-    if packed.itemsize != 4:  # pragma: no cover - no platform that we run on
-        raise RuntimeError("this platform has no 4-byte unsigned int")
-    if sys.byteorder == "big":  # pragma: no cover
-        packed.byteswap()
-    return memoryview(packed).cast("B")

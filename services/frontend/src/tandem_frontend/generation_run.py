@@ -17,6 +17,7 @@ from tandem.v1 import decode_pb2, generation_pb2
 from tandem_common.errors import DeadlineExceeded, InvalidRequest, TandemError, Unavailable
 from tandem_common.generation import FinishReason
 from tandem_common.logs import get_logger
+from tandem_common.token_ids import pack_token_ids
 
 from tandem_frontend.histogram import StepHistogram
 from tandem_frontend.plain_stream import PlainStream, TokenTimes
@@ -126,7 +127,7 @@ class GenerationRun:
         if self.token_ids:
             message = generation_pb2.Generation()
             message.CopyFrom(self._request.message)
-            message.token_ids.extend(self.token_ids)
+            message.token_ids += pack_token_ids(self.token_ids)
         deadline = timeout.when()
         remaining_s = deadline - loop.time() if deadline is not None else 0.0
         self.decode_worker_ids.append(route.decode.worker_id)

@@ -28,7 +28,7 @@ class WorkerView(Protocol):
 
     @property
     def workers(self) -> Mapping[str, RegisteredWorker]:
-        """All registered workers by id."""
+        """All registered workers by id: another mapping whenever something has changed."""
         ...
 
 
@@ -59,16 +59,15 @@ class ModelCatalog:
         self._view = view
         self.local = local
         self._reported: dict[str, str] = {}  # worker id → revision that was complained about
+        self._seen: Mapping[str, RegisteredWorker] | None = None
+        self._served: list[ServedModel] = []  # by those
 
     def served(self) -> list[ServedModel]:
         """All models that can be asked now, by name."""
-        cards: dict[str, list[pb.WorkerCard]] = {}
-        for worker in self._view.workers.values():
-            if worker.card.model_revision == self.local.revision:
-                cards.setdefault(worker.card.model, []).append(worker.card)
-            else:
-                self._report(worker.card)
-        return [_served(name, cards[name]) for name in sorted(cards)]
+        if self._view.workers is not self._seen:
+            self._seen = self._view.workers
+            self._served = self._by_cards()
+        return self._served
 
     def find(self, name: str) -> ServedModel:
         """The model called `name`; NotFound lists those there are, Unavailable when there are none."""
@@ -96,6 +95,15 @@ class ModelCatalog:
             and worker.card.status == pb.WORKER_STATUS_SERVING
             and worker.card.role in _DECODE_ROLES
         ]
+
+    def _by_cards(self) -> list[ServedModel]:
+        cards: dict[str, list[pb.WorkerCard]] = {}
+        for worker in self._view.workers.values():
+            if worker.card.model_revision == self.local.revision:
+                cards.setdefault(worker.card.model, []).append(worker.card)
+            else:
+                self._report(worker.card)
+        return [_served(name, cards[name]) for name in sorted(cards)]
 
     def _report(self, card: pb.WorkerCard) -> None:
         if self._reported.get(card.worker_id) == card.model_revision:

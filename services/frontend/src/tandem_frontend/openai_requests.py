@@ -6,8 +6,11 @@ they hold their neutral value; fields that change nothing in the answer (`user`,
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -241,10 +244,19 @@ def _decode(decoder: msgspec.json.Decoder[_Body], body: bytes) -> _Body:
         raise InvalidRequest("the request body is not valid JSON") from None
 
 
+def _unserved_of(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(field.name for field in msgspec.structs.fields(kind) if field.type == Unserved)
+
+
+_UNSERVED: Mapping[type[msgspec.Struct], Sequence[str]] = {
+    kind: _unserved_of(kind) for kind in (ChatCompletionBody, CompletionBody, ChatMessage, TextPart)
+}
+
+
 def _refuse_unsupported(message: msgspec.Struct) -> None:
-    for name in message.__struct_fields__:
+    for name in _UNSERVED[type(message)]:
         value = getattr(message, name)
-        if not isinstance(value, msgspec.Raw):
+        if value is msgspec.UNSET:
             continue
         neutral = _NEUTRAL_TOOL_CHOICES if name == "tool_choice" else _NEUTRAL
         if bytes(value).strip() not in neutral:
@@ -313,6 +325,25 @@ def _include_usage(message: SharedFields) -> bool:
     return bool(message.stream_options.include_usage)
 
 
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_sampling_fields = operator.attrgetter(*_SAMPLING)
+
+
+@functools.lru_cache(maxsize=256)
+def _sampling(*values: float | None) -> SamplingParams:
+    """From the values of _SAMPLING, then logprobs; None stands for the default. Most requests have the same ones."""
+    given: dict[str, Any] = dict(zip((*_SAMPLING, "logprobs"), values, strict=True))
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
 def _options(
     message: SharedFields,
     *,
@@ -320,24 +351,16 @@ def _options(
     logprobs: int | None,
     default_max_tokens: int | None = None,
 ) -> GenerationOptions:
-    names = (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "seed",
-    )
-    given = {name: value for name in names if (value := getattr(message, name)) is not None}
     if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
         raise InvalidRequest(
             f"at most {MAX_LOGPROBS} log-probabilities per token, got {logprobs}", param="logprobs"
         )
     try:
-        sampling = SamplingParams(**given, logprobs=logprobs)
+        sampling = _sampling(*_sampling_fields(message), logprobs)
+        if message.logit_bias is not None or message.seed is not None:
+            sampling = dataclasses.replace(
+                sampling, logit_bias=message.logit_bias or {}, seed=message.seed or 0
+            )
     except OverflowError:
         raise InvalidRequest("a sampling parameter is far out of range", param=None) from None
     stop = (message.stop,) if isinstance(message.stop, str) else tuple(message.stop or ())

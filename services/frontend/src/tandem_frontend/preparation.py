@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -75,7 +75,7 @@ class Preparation:
             return self._prepare(served, prompt, options, caller)
         return await self._in_thread(lambda: self._prepare(served, prompt, options, caller))
 
-    async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
+    async def tokenize(self, model: str, prompt: Prompt) -> Sequence[int]:
         """Token ids of a prompt, as `prepare` would send them."""
         self._catalog.find(model)
         if self._is_quick(prompt):
@@ -108,12 +108,12 @@ class Preparation:
             and self._tokenizer.num_unknown(prompt.turns) <= INLINE_SIZE
         )
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
         match prompt:
             case TextPrompt(text):
                 return self._tokenizer.encode_text(text)
             case TokenPrompt(token_ids):
-                return list(token_ids)
+                return token_ids
             case Conversation(turns):
                 return self._tokenizer.encode_chat(turns)
 
@@ -129,7 +129,7 @@ class Preparation:
         ends = () if options.ignore_eos else self._tokenizer.end_token_ids
         sampling = options.sampling
         if not options.seeded:
-            sampling = dataclasses.replace(sampling, seed=secrets.randbits(MAX_SEED.bit_length()))
+            sampling = sampling.with_seed(secrets.randbits(MAX_SEED.bit_length()))
         namespace = self._namespace(model.revision, caller.tenant)
         generation = Generation(
             request_id=caller.request_id,
@@ -146,7 +146,12 @@ class Preparation:
             request_class=options.request_class,
             traceparent=caller.traceparent,
         )
-        generation.check_limits(vocab_size=model.vocab_size, max_context_tokens=model.max_context_tokens)
+        generation.check_limits(
+            vocab_size=model.vocab_size,
+            max_context_tokens=model.max_context_tokens,
+            knows_prompt=not isinstance(prompt, TokenPrompt)
+            and self._tokenizer.num_token_ids <= model.vocab_size,
+        )
         query = router_pb2.RouteQuery(
             request_id=caller.request_id,
             model=model.name,

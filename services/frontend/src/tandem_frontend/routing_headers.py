@@ -18,6 +18,7 @@ DEADLINE_HEADER = "X-Tandem-TTFT-Deadline-Ms"
 SESSION_HEADER = "X-Tandem-Session-Id"
 MAX_SESSION_CHARACTERS = 128
 _MAX_LIST_CHARACTERS = 4096
+_PREFIX = "x-tandem-"
 _PRICE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -26,6 +27,8 @@ def apply_routing_headers(headers: Mapping[str, str], query: router_pb2.RouteQue
 
     The names in `headers` are lower-case. Raises InvalidRequest; the router checks ids, labels and price once more.
     """
+    if not any(name.startswith(_PREFIX) for name in headers):
+        return
     deadline = headers.get(DEADLINE_HEADER.lower())
     if deadline is not None:
         if not (deadline.isascii() and deadline.isdigit() and len(deadline) <= 10):

@@ -4,15 +4,17 @@ A text is cut between two words at places that depend on its beginning only, so 
 first pieces in common. The cuts are where a byte-level tokenizer's pre-tokenizer cuts anyway, so the pieces' tokens one
 after another are the whole text's tokens: see `cuts_between_words`. What is not known as a piece is looked up word by
 word, and only new words are encoded.
+
+Tokens are remembered, and given, packed: putting them together is copying, whatever their number, and the collector
+has nothing to visit.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
 from typing import Any, cast
 
@@ -25,11 +27,13 @@ MAX_CHARACTERS = 8 << 20
 MAX_WORD_SIZE = 32
 MAX_WORDS = 50_000
 
-# A space between ASCII letters: no Unicode normalization joins it to its neighbours.
-_CUT = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
+# A space between ASCII letters: no Unicode normalization joins it to its neighbours. (Searching is quick for what
+# begins with a character that is the same everywhere.)
+_CUT = re.compile(r" (?<=[A-Za-z] )(?=[A-Za-z])")
+_LINE = re.compile(r"\n(?=[A-Za-z])")
 _PROBES = tuple(
     f"{before}{left} {right}{after}"
-    for before in ("", "a", "0", ".", " ", "\n", "é", "日", "x'")
+    for before in ("", "a", "0", ".", " ", "\n", ".\n", " \n", "\n\n", "é", "日", "x'")
     for left in ("a", "Z", "the", "don't")
     for right in ("b", "Y", "it", "s", "ll")
     for after in ("", "c", "1", "!", " ", "\n", "ß", "語", "'t")
@@ -42,23 +46,26 @@ class TokenCache:
     def __init__(
         self,
         encode_all: Callable[[list[str]], list[list[int]]],
+        control: re.Pattern[str] | None = None,
         max_characters: int = MAX_CHARACTERS,
         max_words: int = MAX_WORDS,
     ) -> None:
+        """`control`, a group, finds tokens that are cut out of a text before anything else: a template's, say."""
         self._encode_all = encode_all
+        self._control = control
         # With the space before them. Emptied when full: those in use are soon known again.
-        self._words: dict[str, list[int]] = {}
+        self._words: dict[str, bytes] = {}
         self._max_words = max_words
         self._max_characters = max_characters
         self._num_characters = 0
-        self._pieces: OrderedDict[str, array[int]] = OrderedDict()
+        self._pieces: OrderedDict[str, bytes] = OrderedDict()
         self._lock = Lock()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> array[int]:
         """Token ids of the whole text."""
-        token_ids: list[int] = []
+        token_ids = array("I")
         for piece in pieces_of(text):
-            token_ids += self._ids(piece) if len(piece) >= PIECE_SIZE else self._encode(piece)
+            token_ids.frombytes(self._ids(piece) if len(piece) >= PIECE_SIZE else self._encode(piece))
         return token_ids
 
     def num_unknown(self, text: str) -> int:
@@ -73,18 +80,26 @@ class TokenCache:
         assert len(self._words) <= self._max_words
         assert all(len(word) <= MAX_WORD_SIZE for word in self._words)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> bytes:
         """Token ids of a text that is not remembered as a whole."""
-        known, words = self._words, _words_of(text)
-        rows = [known.get(word) for word in words]
+        known, words = self._words, self._words_of(text)
+        rows = list(map(known.get, words))
         if None in rows:
             new = list(dict.fromkeys(word for word, row in zip(words, rows, strict=True) if row is None))
-            encoded = dict(zip(new, self._encode_all(new), strict=True))
+            encoded = {
+                word: array("I", ids).tobytes() for word, ids in zip(new, self._encode_all(new), strict=True)
+            }
             rows = [encoded[word] if row is None else row for word, row in zip(words, rows, strict=True)]
             self._remember(encoded)
-        return list(itertools.chain.from_iterable(cast("list[list[int]]", rows)))
+        return b"".join(cast("list[bytes]", rows))
 
-    def _remember(self, encoded: Mapping[str, list[int]]) -> None:
+    def _words_of(self, text: str) -> list[str]:
+        if self._control is None:
+            return words_of(text)
+        # Every other part is a control token.
+        return [word for part in self._control.split(text) if part for word in words_of(part)]
+
+    def _remember(self, encoded: Mapping[str, bytes]) -> None:
         short = {word: row for word, row in encoded.items() if len(word) <= MAX_WORD_SIZE}
         with self._lock:
             if len(self._words) + len(short) > self._max_words:
@@ -92,13 +107,13 @@ class TokenCache:
             if len(short) <= self._max_words:
                 self._words.update(short)
 
-    def _ids(self, piece: str) -> Sequence[int]:
+    def _ids(self, piece: str) -> bytes:
         with self._lock:
             if (known := self._pieces.get(piece)) is not None:
                 self._pieces.move_to_end(piece)
                 return known
         # Without the lock: two threads may do the same work, none waits for another's.
-        token_ids = array("I", self._encode(piece))
+        token_ids = self._encode(piece)
         with self._lock:
             if piece not in self._pieces:
                 self._pieces[piece] = token_ids
@@ -119,14 +134,31 @@ def pieces_of(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def _words_of(text: str) -> list[str]:
-    """The text cut at all gaps; a gap begins a word."""
-    first, *rest = _CUT.split(text)
-    return [first, *[" " + word for word in rest]]
+def words_of(text: str) -> list[str]:
+    """The text cut at all gaps between words, and where a line begins with one; a gap begins a word."""
+    words: list[str] = []
+    *lines, last = _LINE.split(text)
+    for line in [*(line + "\n" for line in lines), last]:
+        first, *rest = _CUT.split(line)
+        words.append(first)
+        words += [" " + word for word in rest]
+    return words
+
+
+def control_of(spec: Mapping[str, Any]) -> re.Pattern[str] | None:
+    """A group that finds what this tokenizer cuts out of a text first, its added tokens; None if that takes more.
+
+    As the tokenizer does, it takes the leftmost token and there the longest.
+    """
+    tokens = spec["added_tokens"]
+    if not tokens or any(token["normalized"] for token in tokens):
+        return None
+    contents = sorted((token["content"] for token in tokens), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, contents))})")
 
 
 def cuts_between_words(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> bool:
-    """Whether this tokenizer (`spec`: its JSON) always cuts at a space between two ASCII letters.
+    """Whether this tokenizer (`spec`: its JSON) always cuts at a space between two ASCII letters, and after a newline.
 
     It does when it matches one expression without looking back, as the byte-level tokenizers of Llama 3, Qwen and
     Mistral do, and the expression cuts there whatever the surroundings, which is tried; and when no added token
@@ -145,7 +177,7 @@ def cuts_between_words(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> bool:
     if any(step.get("add_prefix_space") or step.get("use_regex") for step in steps):
         return False
     for token in spec["added_tokens"]:
-        if " " in token["content"] or token["lstrip"] or token["rstrip"] or token["single_word"]:
+        if re.search("[ \n]", token["content"]) or token["lstrip"] or token["rstrip"] or token["single_word"]:
             return False
     return all(_cuts(tokenizer, probe) for probe in _PROBES)
 
@@ -153,4 +185,5 @@ def cuts_between_words(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> bool:
 def _cuts(tokenizer: Tokenizer, probe: str) -> bool:
     pieces = tokenizer.pre_tokenizer.pre_tokenize_str(probe)
     starts = {start for _, (start, _) in pieces}
-    return all(gap.start() in starts for gap in _CUT.finditer(probe))
+    gaps = {gap.start() for gap in _CUT.finditer(probe)} | {line.end() for line in _LINE.finditer(probe)}
+    return gaps <= starts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer
 
 from tandem_frontend.chat_template import ChatTemplate, ChatTurn
 from tandem_frontend.token_bytes import TokenBytes
-from tandem_frontend.token_cache import TokenCache, cuts_between_words
+from tandem_frontend.token_cache import TokenCache, control_of, cuts_between_words
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _PRIVATE_USE = range(0xF0000, 0xFFFFD)
@@ -56,19 +57,25 @@ class ModelTokenizer:
             json.dumps(_without_prefix_space(self._spec) | {"added_tokens": [], "post_processor": None})
         )
         self._cache = (
-            TokenCache(self._encode_all) if cuts_between_words(self._tokenizer, self._spec) else None
+            TokenCache(self._encode_all, control_of(self._spec))
+            if cuts_between_words(self._tokenizer, self._spec)
+            else None
         )
         special_tokens = {name: _content(settings.get(name)) for name in _SPECIAL_NAMES if settings.get(name)}
         self.end_token_ids = frozenset(self._end_token_ids(path, special_tokens))
         source = _template_source(path, settings)
         self._template = ChatTemplate(source, special_tokens) if source is not None else None
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a raw prompt, with what the model wants around it (a begin token, say)."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+    @property
+    def num_token_ids(self) -> int:
+        """All ids that it makes are below this."""
+        return len(self.token_bytes.text)
 
-    def encode_chat(self, turns: Sequence[ChatTurn]) -> list[int]:
+    def encode_text(self, text: str) -> array[int]:
+        """Token ids of a raw prompt, with what the model wants around it (a begin token, say)."""
+        return array("I", self._tokenizer.encode(text).ids)
+
+    def encode_chat(self, turns: Sequence[ChatTurn]) -> array[int]:
         """Token ids of a conversation, ready for the next answer."""
         if self._template is None:
             raise InvalidRequest(
@@ -77,17 +84,16 @@ class ModelTokenizer:
             )
         if self._control is None or not any(self._control.search(turn.content) for turn in turns):
             rendered = self._template.render(turns)
-            return self._cache.encode(rendered) if self._cache is not None else self._encode(rendered)
-        return self._encode_marked(turns, self._control)
+            if self._cache is not None:
+                return self._cache.encode(rendered)
+            return array("I", self._encode_all([rendered])[0])
+        return array("I", self._encode_marked(turns, self._control))
 
     def num_unknown(self, turns: Sequence[ChatTurn]) -> int:
         """About how many characters `encode_chat` would have to encode now: those that are not remembered."""
         if self._cache is None or self._template is None:
             return sum(len(turn.content) for turn in turns)
         return self._cache.num_unknown(self._template.render(turns))
-
-    def _encode(self, text: str) -> list[int]:
-        return self._encode_all([text])[0]
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
         # "fast": where each token came from in the text is not worked out.

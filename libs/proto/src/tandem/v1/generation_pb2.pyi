@@ -232,6 +232,8 @@ class Generation(_message.Message):
     """Unique for ever; made by the frontend."""
     model: _builtins.str
     """Served model name."""
+    token_ids: _builtins.bytes
+    """The prompt, followed by the tokens generated before a resumption: little-endian u32 each."""
     num_prompt_tokens: _builtins.int
     """How many of token_ids are the prompt."""
     namespace: _builtins.bytes
@@ -239,10 +241,6 @@ class Generation(_message.Message):
     request_class: Global___RequestClass.ValueType
     traceparent: _builtins.str
     """W3C trace context of the request."""
-    @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The prompt, followed by the tokens generated before a resumption."""
-
     @_builtins.property
     def sampling(self) -> Global___SamplingParams: ...
     @_builtins.property
@@ -252,7 +250,7 @@ class Generation(_message.Message):
         *,
         request_id: _builtins.str = ...,
         model: _builtins.str = ...,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _builtins.bytes = ...,
         num_prompt_tokens: _builtins.int = ...,
         namespace: _builtins.bytes = ...,
         sampling: Global___SamplingParams | None = ...,
