@@ -20,10 +20,12 @@ from frontend_prompts import PromptMaker, PromptShape, single_token_words
 from machine import describe_machine
 from prometheus_client import CollectorRegistry
 from tandem.v1 import decode_pb2
+from tandem_common.errors import TandemError
 from tandem_common.generation import Generation, StoppingParams
 from tandem_common.generation_proto import generation_from_proto, generation_to_proto
 from tandem_common.hashing import block_hashes, pack_hashes
 from tandem_decode.outbox import Outbox
+from tandem_engine.api import PrefillProgress, TokenOutput
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.config import EngineConfig
 from tandem_engine.scheduler import Scheduler
@@ -40,6 +42,7 @@ from tandem_frontend.plain_stream import TokenTimes
 from tandem_frontend.sse_stream import SseChoice, SseStream, StreamLimits
 from tandem_frontend.text_stream import TextStream
 from tandem_frontend.tokenizer import ModelTokenizer
+from tandem_worker.dispatch import Dispatcher
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "tandem-tiny"
 NUM_STREAMS = 64
@@ -60,6 +63,23 @@ def cost(work: Callable[[Any], Any], items: Sequence[Any], rounds: int = 5) -> f
             work(item)
         best = min(best, time.thread_time() - began_s)
     return 1e6 * best / len(items)
+
+
+class _NoEngine:
+    """Nothing is asked of it."""
+
+
+class _Owner:
+    """Takes what is not plain."""
+
+    def on_tokens(self, output: TokenOutput) -> None:
+        """Drop it."""
+
+    def on_progress(self, progress: PrefillProgress) -> None:
+        """Drop it."""
+
+    def on_failure(self, error: TandemError) -> None:
+        """Never."""
 
 
 class _Nobody:
@@ -172,6 +192,7 @@ def worker_token_parts() -> dict[str, float]:
     runner = SimulatedRunner(config)
     info = runner.load()
     scheduler = Scheduler(info, BlockPool(info.num_blocks, info.block_size))
+    outbox, dispatcher = Outbox(), Dispatcher(_NoEngine())  # type: ignore[arg-type]
     for index in range(NUM_STREAMS):
         scheduler.submit(
             Generation(
@@ -182,8 +203,10 @@ def worker_token_parts() -> dict[str, float]:
                 stopping=StoppingParams(max_tokens=1000),
             )
         )
+        dispatcher.claim(f"r{index}", _Owner())
+        dispatcher.send_plain(f"r{index}", outbox, index)
     parts = dict.fromkeys(("schedule", "execute (simulated)", "postprocess", "to the session's bytes"), 0.0)
-    num_steps, warm_up, outbox = 200, 20, Outbox()
+    num_steps, warm_up = 200, 20
     for step in range(warm_up + num_steps):
         times = [time.thread_time()]
         batch = scheduler.schedule()
@@ -192,8 +215,7 @@ def worker_token_parts() -> dict[str, float]:
         times.append(time.thread_time())
         output = scheduler.postprocess(batch, drawn, step_cost(batch, 1.0))
         times.append(time.thread_time())
-        for stream_id, token_id in enumerate(output.plain_token_ids):
-            outbox.add_token(stream_id, token_id)
+        dispatcher.deliver(output)
         outbox.take().SerializeToString()
         times.append(time.thread_time())
         if step >= warm_up:

@@ -1,8 +1,7 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import cast
 
-import pytest
 from tandem_common.errors import TandemError, Unavailable
 from tandem_engine.api import Engine, PrefillProgress, RequestFailure, StepOutput, TokenOutput
 from tandem_worker.dispatch import Dispatcher
@@ -21,11 +20,6 @@ class Owner:
         self.token_ids: list[int] = []
         self.errors: list[TandemError] = []
         self.broken = broken
-
-    def on_token(self, token_id: int) -> None:
-        if self.broken:
-            raise ZeroDivisionError
-        self.token_ids.append(token_id)
 
     def on_tokens(self, output: TokenOutput) -> None:
         if self.broken:
@@ -56,26 +50,54 @@ async def test_outputs_reach_their_owners_and_strangers_are_ignored() -> None:
     assert (first.token_ids, second.token_ids) == ([7, 7], [7])
 
 
+class Sink:
+    def __init__(self) -> None:
+        self.columns: list[tuple[list[int], list[int]]] = []
+
+    def add_plain(self, stream_ids: Sequence[int], token_ids: Sequence[int]) -> None:
+        self.columns.append((list(stream_ids), list(token_ids)))
+
+
 def plain(*request_ids: str) -> StepOutput:
-    return StepOutput(plain_request_ids=request_ids, plain_token_ids=[7] * len(request_ids))
+    return StepOutput(plain_request_ids=request_ids, plain_token_ids=range(7, 7 + len(request_ids)))
 
 
-async def test_plain_tokens_reach_their_owners_too() -> None:
+async def test_plain_tokens_go_to_the_sinks_of_their_requests_by_the_column() -> None:
     dispatcher, _ = make()
-    first, second = Owner(), Owner()
-    dispatcher.claim("a", first)
-    dispatcher.claim("b", second)
+    first, second = Sink(), Sink()
+    for name, sink, stream_id in (("a", first, 1), ("b", first, 2), ("c", second, 1), ("d", second, 5)):
+        dispatcher.claim(name, Owner())
+        dispatcher.send_plain(name, sink, stream_id)
     dispatcher.deliver(plain("b", "stranger", "a"))
-    assert (first.token_ids, second.token_ids) == ([7], [7])
+    dispatcher.deliver(plain("d", "a", "c"))
+    dispatcher.deliver(plain("b"))
+    dispatcher.deliver(plain("stranger"))
+    assert first.columns == [([2, 1], [7, 9]), ([1], [8]), ([2], [7])]
+    assert second.columns == [([5, 1], [7, 9])]
 
 
-@pytest.mark.parametrize("kind", [step, plain])
-async def test_an_owner_at_fault_is_ended_alone(kind: Callable[..., StepOutput]) -> None:
+async def test_plain_tokens_end_with_the_claim_or_before() -> None:
+    dispatcher, _ = make()
+    sink = Sink()
+    for stream_id, name in enumerate("abc"):
+        dispatcher.claim(name, Owner())
+        dispatcher.send_plain(name, sink, stream_id)
+    dispatcher.release("a")
+    dispatcher.stop_plain("b")
+    dispatcher.stop_plain("b")
+    dispatcher.deliver(plain("a", "b", "c"))
+    dispatcher.release("b")
+    dispatcher.release("c")
+    dispatcher.deliver(plain("a", "b", "c"))
+    assert sink.columns == [([2], [9])]
+
+
+async def test_an_owner_at_fault_is_ended_alone() -> None:
     dispatcher, _ = make()
     bad, good = Owner(broken=True), Owner()
     dispatcher.claim("bad", bad)
     dispatcher.claim("good", good)
-    dispatcher.deliver(kind("bad", "good"))
+    dispatcher.deliver(step("bad", "good"))
     assert good.token_ids == [7]
     assert [error.message for error in bad.errors] == ["internal error"]
 

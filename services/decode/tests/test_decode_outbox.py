@@ -30,7 +30,7 @@ def test_rows_arrive_as_they_were_added_however_many_tokens_each_has(
     outbox = Outbox()
     for stream_id, token_ids in rows:
         if len(token_ids) == 1 and stream_id != 3:
-            outbox.add_token(stream_id, token_ids[0])
+            outbox.add_plain((stream_id,), token_ids)
         else:
             outbox.add_tokens(stream_id, token_ids, None)
     assert bool(outbox) is bool(rows)
@@ -41,12 +41,12 @@ def test_rows_arrive_as_they_were_added_however_many_tokens_each_has(
 
 def test_counts_are_left_out_where_every_row_has_one_token() -> None:
     outbox = Outbox()
-    outbox.add_token(1, 5)
+    outbox.add_plain([1], [5])
     outbox.add_tokens(2, [6], None)
     assert not outbox.take().token_counts
     outbox.add_tokens(1, [], [])  # nothing of it may be left in the next message
     outbox.take()
-    outbox.add_token(1, 5)
+    outbox.add_plain([1], [5])
     assert not outbox.take().token_counts
 
 
@@ -61,12 +61,12 @@ def test_log_probabilities_come_by_stream() -> None:
 def test_what_waits_has_a_size_and_an_age() -> None:
     outbox = Outbox()
     assert (outbox.num_bytes, outbox.waiting_s(5.0)) == (0, 0.0)
-    outbox.add_token(1, 5)
+    outbox.add_plain([1], [5])
     small = outbox.num_bytes
     assert outbox.waiting_s(6.0) == 0.0  # from now on it waits
     outbox.add_event(decode_pb2.StreamEvent(stream_id=1))
     assert outbox.num_bytes > small > 0
     assert outbox.waiting_s(8.5) == 2.5
     outbox.take()
-    outbox.add_token(1, 5)
+    outbox.add_plain([1], [5])
     assert (outbox.num_bytes, outbox.waiting_s(9.0)) == (small, 0.0)

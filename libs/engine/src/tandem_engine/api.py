@@ -1,6 +1,6 @@
 """The seam between a worker and its engine. Torch-free: token ids in, token ids out.
 
-An engine has an inbox (submit, cancel) and an outbox (`steps`, one StepOutput per engine step). All methods are
+An engine has an inbox (submit, cancel) and an outbox (`deliver`, one StepOutput per engine step). All methods are
 called from the worker's event loop and never block it; the engine computes elsewhere. The blocks of a
 sequence move through `BlockExchange`.
 
@@ -16,7 +16,7 @@ A request's life in an engine:
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -285,8 +285,15 @@ class Engine(Protocol):
         """End a request and free its blocks, without a report; also releases a held one. Idempotent."""
         ...
 
+    async def deliver(self, take: Callable[[StepOutput], None]) -> None:
+        """Have `take` called in the event loop with each output as it comes; there is one consumer.
+
+        Raises EngineDied when the engine failed and what `take` raises; returns after `stop`.
+        """
+        ...
+
     def steps(self) -> AsyncIterator[StepOutput]:
-        """The outbox; one consumer. Raises EngineDied when the engine failed, ends after `stop`."""
+        """The same as an iterator, which costs a task's turn per step."""
         ...
 
     def snapshot(self) -> EngineSnapshot:

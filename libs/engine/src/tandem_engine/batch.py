@@ -7,7 +7,7 @@ living sequences, and a runner must neither change nor keep them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tandem_common.generation import SamplingParams, StoppingParams
@@ -29,6 +29,8 @@ class ScheduledSequence:
     sampling: SamplingParams
     stopping: StoppingParams
     draws_token: bool  # the row reaches the last known token: draw the next one
+    # A runner's own note, as long as the row is used: a sequence that goes on decoding keeps its row.
+    note: object = field(default=None, compare=False, repr=False)
 
     @property
     def position(self) -> int:

@@ -1,4 +1,4 @@
-"""The engine's thread: runs commands, then a step, then tells what it made known; over and over."""
+"""An engine's loop: runs commands, then a step, then tells what it made known; over and over."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from tandem_common.errors import TandemError
 from tandem_common.generation import Generation
 
-from tandem_engine.api import EngineInfo, PrefillMode, RequestFailure, StepOutput, TokenOutput
-from tandem_engine.batch import Batch, Runner
+from tandem_engine.api import EngineInfo, PrefillMode, RequestFailure, StepCost, StepOutput, TokenOutput
+from tandem_engine.batch import Batch, Draw, Runner
 from tandem_engine.block_exchange import ExchangeContext, LocalBlockExchange
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.config import EngineConfig
@@ -25,7 +25,9 @@ _MAX_CHECKING = 1 / 5000
 
 
 class EngineCore:
-    """A loaded runner, a scheduler and their loop. All methods are for the engine's thread.
+    """A loaded runner, a scheduler and their loop.
+
+    All methods are for one thread: `run` is its whole life, or an event loop calls `next_batch` and `finish` in turn.
 
     `lock` is held while the scheduler or its pool changes, so that the event loop can take a snapshot or borrow blocks
     in between; it is free while the runner computes.
@@ -45,7 +47,7 @@ class EngineCore:
         # What commands made known since the last report.
         self._first_tokens: list[TokenOutput] = []
         self._failures: list[RequestFailure] = []
-        self._halted = False
+        self.halted = False
         self._is_checked = True
         self._next_check_s = 0.0
         self.exchange = LocalBlockExchange(
@@ -62,14 +64,35 @@ class EngineCore:
     def run(self) -> None:
         """Serve until halted. Whatever it raises is the engine's death."""
         idle = True
-        while not self._halted:
-            self._run_commands(wait=idle)
-            batch = self._schedule()
-            self._report_commands(batch)
+        while not self.halted:
+            if idle:
+                self._wait()
+            batch = self.next_batch()
             if batch.sequences:
-                self._outbox.put(self._step(batch))
-            self.exchange.advance()
+                # Counted now, since computing drives the rows out of the processor's caches.
+                work = step_cost(batch, 0.0)
+                started = time.perf_counter()
+                drawn = self._runner.execute(batch)
+                self.finish(batch, drawn, work.lasting((time.perf_counter() - started) * 1e3))
             idle = not batch.sequences
+
+    def next_batch(self) -> Batch:
+        """Run commands, choose the next step; what its rows gave, if there are any, is for `finish`."""
+        self._inbox.run_waiting()
+        batch = self._schedule()
+        self._report_commands(batch)
+        if not batch.sequences:
+            self.exchange.advance()
+        return batch
+
+    def finish(self, batch: Batch, drawn: list[Draw], cost: StepCost) -> None:
+        """Take in and tell what the last batch's runner computed."""
+        with self.lock:
+            output = self.scheduler.postprocess(batch, drawn, cost)
+            if self._poison:
+                self.scheduler.check_integrity()
+        self._outbox.put(output)
+        self.exchange.advance()
 
     def submit(self, generation: Generation, prefill: PrefillMode) -> None:
         """Queue a request, or report what is wrong with it."""
@@ -81,27 +104,30 @@ class EngineCore:
 
     def halt(self) -> None:
         """End `run` before the next step."""
-        self._halted = True
+        self.halted = True
 
-    def _run_commands(self, *, wait: bool) -> None:
-        if wait:
-            pause_s = max(_IDLE_CHECK_S, self._next_check_s - time.monotonic())
-            if not self._is_checked and not self._inbox.wait(pause_s):
-                self._check()
-            if self._is_checked:
-                self._inbox.wait()
-            self._is_checked = False
-        self._inbox.run_waiting()
+    def check_pause_s(self) -> float:
+        """After so long a pause `check` is to be called."""
+        return max(_IDLE_CHECK_S, self._next_check_s - time.monotonic())
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise BrokenInvariant when something contradicts itself."""
         began_s = time.monotonic()
         with self.lock:
             self.scheduler.check_integrity()
         self._next_check_s = began_s + (time.monotonic() - began_s) / _MAX_CHECKING
-        self._is_checked = True
+
+    def _wait(self) -> None:
+        """For a command."""
+        if not self._is_checked and not self._inbox.wait(self.check_pause_s()):
+            self.check()
+            self._is_checked = True
+        if self._is_checked:
+            self._inbox.wait()
+        self._is_checked = False
 
     def _schedule(self) -> Batch:
-        if self._halted or self._outbox.is_full():
+        if self.halted or self._outbox.is_full():
             return Batch([])  # the consumer's next visit wakes us
         with self.lock:
             batch = self.scheduler.schedule()
@@ -111,17 +137,6 @@ class EngineCore:
             self._runner.poison_blocks(freed)
         self.exchange.advance()
         return batch
-
-    def _step(self, batch: Batch) -> StepOutput:
-        work = step_cost(batch, 0.0)  # now, since computing drives the rows out of the processor's caches
-        started = time.perf_counter()
-        drawn = self._runner.execute(batch)
-        cost = work.lasting((time.perf_counter() - started) * 1e3)
-        with self.lock:
-            output = self.scheduler.postprocess(batch, drawn, cost)
-            if self._poison:
-                self.scheduler.check_integrity()
-            return output
 
     def _report_commands(self, batch: Batch) -> None:
         """Failures and first tokens do not wait for the end of the step that is about to begin."""

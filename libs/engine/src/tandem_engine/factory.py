@@ -5,20 +5,16 @@ from __future__ import annotations
 from tandem_common.config import ConfigError
 
 from tandem_engine.api import Engine
-from tandem_engine.batch import Runner
 from tandem_engine.config import EngineConfig
 from tandem_engine.local_engine import LocalEngine
+from tandem_engine.loop_engine import LoopEngine
 from tandem_engine.simulated import SimulatedRunner
 
 
 def create_engine(config: EngineConfig) -> Engine:
     """An engine that is not started yet; ConfigError when its package is not installed."""
-    return LocalEngine(config, _create_runner(config))
-
-
-def _create_runner(config: EngineConfig) -> Runner:
     if config.engine == "simulated":
-        return SimulatedRunner(config)
+        return LoopEngine(config, SimulatedRunner(config))
     try:
         from tandem_engine.torch_engine import TorchRunner
     except ModuleNotFoundError as error:
@@ -26,4 +22,4 @@ def _create_runner(config: EngineConfig) -> Runner:
             f"engine = 'torch' needs the package {error.name!r}: pip install 'tandem-engine[torch]', "
             "or set engine = 'simulated'"
         ) from None
-    return TorchRunner(config)
+    return LocalEngine(config, TorchRunner(config))

@@ -18,6 +18,11 @@ class Inbox:
         """Queue a command and wake the engine if it is idle."""
         self._commands.put(command)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._commands.empty()
+
     def run_waiting(self) -> None:
         """Run what is there, without waiting."""
         while not self._commands.empty():  # nobody else takes any

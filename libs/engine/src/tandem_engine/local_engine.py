@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 
 from tandem_common.errors import Unavailable
@@ -32,10 +32,10 @@ _MAX_UNREAD_OUTPUTS = 256
 class LocalEngine:
     """`Engine` of tandem_engine.api over a runner. Start, use and stop it in one event loop; it starts only once."""
 
-    def __init__(self, config: EngineConfig, runner: Runner) -> None:
+    def __init__(self, config: EngineConfig, runner: Runner, inbox: Inbox | None = None) -> None:
         self._config = config
         self._runner = runner
-        self._inbox = Inbox()
+        self._inbox = inbox or Inbox()
         self._outbox = Outbox(_MAX_UNREAD_OUTPUTS, on_room=lambda: self._inbox.put(_do_nothing))
         self._thread: threading.Thread | None = None
         self._core: EngineCore | None = None
@@ -94,6 +94,10 @@ class LocalEngine:
         core = self._started()
         if not self._has_ended.is_set():
             self._inbox.put(lambda: core.exchange.cancel(request_id))
+
+    async def deliver(self, take: Callable[[StepOutput], None]) -> None:
+        """The outbox, each output handed to `take`."""
+        await self._outbox.deliver(take)
 
     def steps(self) -> AsyncIterator[StepOutput]:
         """The outbox; one consumer. Raises EngineDied when the engine failed, ends after `stop`."""

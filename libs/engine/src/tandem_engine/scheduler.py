@@ -157,18 +157,26 @@ class Scheduler:
         scheduled, self._scheduled = self._scheduled, []
         block_size, decoding = self.pool.block_size, Phase.DECODING
         for sequence, row, draw in zip(scheduled, batch.sequences, drawn, strict=True):
+            if sequence.phase is decoding and type(draw) is int:
+                # Nearly all rows, one token each.
+                token_ids = sequence.token_ids
+                computed = sequence.num_computed_tokens = len(token_ids)
+                if computed % block_size == 0:
+                    sequence.table.share_filled(token_ids, computed)
+                if draw in sequence.stop_token_ids or computed + 1 >= sequence.max_length:
+                    reason = sequence.append(draw)
+                    if reason is not None:
+                        tokens.append(self._report(sequence, draw, None, reason))
+                        continue
+                else:
+                    token_ids.append(draw)
+                plain_request_ids.append(sequence.request_id)
+                plain_token_ids.append(draw)
+                continue
             before = sequence.num_computed_tokens
             computed = sequence.num_computed_tokens = before + row.num_new_tokens
             if computed // block_size > before // block_size:
                 sequence.table.share_filled(sequence.token_ids, computed)
-            if sequence.phase is decoding and type(draw) is int:
-                reason = sequence.append(draw)
-                if reason is None:
-                    plain_request_ids.append(sequence.request_id)
-                    plain_token_ids.append(draw)
-                else:
-                    tokens.append(self._report(sequence, draw, None, reason))
-                continue
             if sequence.prefill is PrefillMode.HOLD and computed > sequence.num_reported_tokens:
                 # A preempted one says nothing until it is further than before: what was said stays true.
                 sequence.num_reported_tokens = computed
@@ -237,8 +245,9 @@ class Scheduler:
     def _decode_rows(self) -> list[ScheduledSequence]:
         rows: list[ScheduledSequence] = []
         running, block_size, scheduled = self._running, self.pool.block_size, self._scheduled
+        decoding = Phase.DECODING
         for sequence in running[: self._num_places]:
-            if sequence.phase is not Phase.DECODING:
+            if sequence.phase is not decoding:
                 continue  # prefilling, or preempted just now
             computed = sequence.num_computed_tokens
             row = sequence.decode_row

@@ -53,10 +53,10 @@ class Outbox:
             self._since_s = now_s
         return now_s - self._since_s
 
-    def add_token(self, stream_id: int, token_id: int) -> None:
-        """A row of one new token."""
-        self._stream_ids.append(stream_id)
-        self._token_ids.append(token_id)
+    def add_plain(self, stream_ids: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Rows of one new token each."""
+        self._stream_ids += stream_ids
+        self._token_ids += token_ids
 
     def add_tokens(
         self, stream_id: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None

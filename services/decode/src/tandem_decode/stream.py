@@ -33,11 +33,13 @@ class Stream:
         self.stream_id = stream_id
         self.request_id = generation.request_id
         engine_id = self._worker.dispatcher.claim(self.request_id, self)
-        self._generation = replace(generation, request_id=engine_id)
+        self._worker.dispatcher.send_plain(engine_id, self._outbox, stream_id)
+        if engine_id != self.request_id:
+            generation = replace(generation, request_id=engine_id)
+        self._generation = generation
         self._ended = False
         self._handoff: asyncio.Task[None] | None = None
         self._prefill_worker_id = self._worker.worker_id
-        self._num_tokens = 0
         self._expiry = asyncio.get_running_loop().call_later(
             timeout_s, self.on_failure, DeadlineExceeded(f"the request took more than {timeout_s:g} s")
         )
@@ -50,19 +52,12 @@ class Stream:
         else:
             self._handoff = asyncio.create_task(self._hand_off(prefill), name="handoff")
 
-    def on_token(self, token_id: int) -> None:
-        """Pass a plain token on."""
-        if not self._ended:
-            self._num_tokens += 1
-            self._outbox.add_token(self.stream_id, token_id)
-
     def on_tokens(self, output: TokenOutput) -> None:
         """Pass new tokens on, and the end."""
         if self._ended:
             return
         outbox = self._outbox
         if output.token_ids:
-            self._num_tokens += len(output.token_ids)
             outbox.add_tokens(self.stream_id, output.token_ids, output.logprobs)
         if output.num_cached_tokens is not None:
             started = decode_pb2.StreamStarted(
@@ -106,6 +101,7 @@ class Stream:
         if self._handoff is None:
             self._worker.dispatcher.release(self._generation.request_id)
         else:
+            self._worker.dispatcher.stop_plain(self._generation.request_id)
             # Blocks may be on their way: the engine's request goes when none is written any more.
             self._handoff.cancel()
         REQUESTS.labels(outcome).inc()
@@ -114,7 +110,6 @@ class Stream:
             request_id=self.request_id,
             outcome=outcome,
             num_prompt_tokens=self._generation.num_prompt_tokens,
-            num_tokens=self._num_tokens,
             prefill_worker_id=self._prefill_worker_id,
         )
 

@@ -37,9 +37,6 @@ class PrefillCall:
         self._num_cached_tokens = progress.num_cached_tokens
         self._changed.set()
 
-    def on_token(self, token_id: int) -> None:
-        """Never: a held prompt gives one token, and the first is not a plain one."""
-
     def on_tokens(self, output: TokenOutput) -> None:
         """The first token: the whole prompt is computed."""
         self._first_token = output

@@ -39,12 +39,12 @@ DEFAULT_NUM_BLOCKS = 16_384
 
 @dataclass(slots=True)
 class _Head:
-    """What the last draw of a sequence read: a model's own work in a step is not to be repeated by its stand-in."""
+    """What the last draw of a row read: a model's own work in a step is not to be repeated by its stand-in."""
 
-    token_ids: Sequence[int]  # the list of the living sequence itself
-    num_tokens: int
-    state: int
-    checksum: int  # of the states of all tokens, as they were in the blocks
+    num_tokens: int  # whose states were read
+    state: int  # the last of them
+    checksum: int  # of all of them, as they were in the blocks
+    at: int  # where the next one goes, unless it begins a block
 
 
 class SimulatedRunner:
@@ -57,7 +57,6 @@ class SimulatedRunner:
         self.memory: PoolMemory | None = None
         self._blocks: list[memoryview] = []
         self._states = memoryview(b"").cast("Q")  # those of all blocks, one per token
-        self._heads: dict[str, _Head] = {}  # by request
 
     def load(self) -> EngineInfo:
         """Allocate the blocks; ModelError when there is a model directory that cannot be used."""
@@ -73,7 +72,7 @@ class SimulatedRunner:
         memory = self.memory.view if self.memory else memoryview(bytearray(num_blocks * block_bytes))
         self._states = memory.cast("Q")
         self._blocks = [memory[i * block_bytes : (i + 1) * block_bytes] for i in range(num_blocks)]
-        layout = f"simulated v1, {block_size} tokens per block, vocabulary {self._vocab_size}"
+        layout = f"simulated v2, {block_size} tokens per block, vocabulary {self._vocab_size}"
         return EngineInfo(
             name="simulated",
             vocab_size=self._vocab_size,
@@ -91,12 +90,34 @@ class SimulatedRunner:
     def execute(self, batch: Batch) -> list[Draw]:
         """Compute the states, draw, and take as long as the formula says."""
         started = time.perf_counter()
-        drawn = [self._compute(row) for row in batch.sequences]
-        duration_ms = self._step_ms(step_cost(batch, 0.0))
-        remaining_s = started + duration_ms / 1e3 - time.perf_counter()
-        if duration_ms > 0 and remaining_s > 0:
+        drawn, cost = self.begin(batch)
+        remaining_s = started + cost.duration_ms / 1e3 - time.perf_counter()
+        if remaining_s > 0:
             time.sleep(remaining_s)
         return drawn
+
+    def begin(self, batch: Batch) -> tuple[list[Draw], StepCost]:
+        """What `execute` gives, and what it computes and takes for that, without the wait."""
+        drawn: list[Draw] = []
+        states, size, vocab_size = self._states, self._block_size, self._vocab_size
+        for row in batch.sequences:
+            head, start = row.note, row.num_computed_tokens
+            if type(head) is not _Head or head.num_tokens != start:
+                drawn.append(self._compute(row))
+                continue
+            # Decoding goes on from what the last draw read.
+            head.num_tokens = start + 1
+            at = head.at if start % size else row.block_ids[start // size] * size
+            head.at = at + 1
+            state = states[at] = head.state = next_state(head.state, row.token_ids[start])
+            head.checksum = checksum(state.to_bytes(STATE_BYTES, "little"), head.checksum)
+            token_id = head.checksum % vocab_size
+            if token_id in row.stopping.stop_token_ids or row.sampling.logprobs is not None:
+                drawn.append(self._draw(row, head.checksum))
+            else:
+                drawn.append(token_id)
+        cost = step_cost(batch, 0.0)
+        return drawn, cost.lasting(self._step_ms(cost))
 
     def view_blocks(self, block_ids: Sequence[int]) -> list[memoryview]:
         """The blocks' memory itself."""
@@ -136,42 +157,25 @@ class SimulatedRunner:
     def _compute(self, row: ScheduledSequence) -> Draw:
         """Write the states of the new tokens behind those in the blocks; then draw from all of them."""
         start, end = row.num_computed_tokens, row.num_computed_tokens + row.num_new_tokens
-        head = self._heads.get(row.request_id)
-        if (
-            head is not None
-            and row.num_new_tokens == 1
-            and head.num_tokens == start
-            and head.token_ids is row.token_ids
-        ):
-            # Decoding goes on from what the last draw read.
-            pool, size = self._states, self._block_size
-            at = row.block_ids[start // size] * size + start % size
-            pool[at] = head.state = next_state(head.state, row.token_ids[start])
-            head.checksum = checksum(pool[at : at + 1], head.checksum)
-            head.num_tokens = end
-        else:
-            state = FIRST_STATE if start == 0 else self._read_state(row.block_ids, start - 1)
-            states = next_states(state, row.token_ids[start:end])
-            self._write_states(row.block_ids, start, states)
-            if not row.draws_token:
-                return None
-            head = _Head(row.token_ids, end, states[-1], checksum(self._read_states(row.block_ids, end)))
-            self._remember(row.request_id, head)
+        state = FIRST_STATE if start == 0 else self._read_state(row.block_ids, start - 1)
+        states = next_states(state, row.token_ids[start:end])
+        self._write_states(row.block_ids, start, states)
         if not row.draws_token:
             return None
-        token_id = draw_token(head.checksum, self._vocab_size, row.stopping.stop_token_ids)
+        read = checksum(self._read_states(row.block_ids, end))
+        if (
+            not self._config.poison_freed_blocks
+        ):  # else every draw reads every block: one freed too early shows
+            block, slot = divmod(end, self._block_size)
+            at = row.block_ids[block] * self._block_size + slot if slot else -1
+            row.note = _Head(end, states[-1], read, at)
+        return self._draw(row, read)
+
+    def _draw(self, row: ScheduledSequence, read: int) -> Draw:
+        token_id = draw_token(read, self._vocab_size, row.stopping.stop_token_ids)
         if row.sampling.logprobs is None:
             return token_id
         return DrawnToken(token_id, made_up_logprobs(token_id, row.sampling.logprobs, self._vocab_size))
-
-    def _remember(self, request_id: str, head: _Head) -> None:
-        """Nobody tells of the ends of sequences: the oldest make room."""
-        if self._config.poison_freed_blocks:
-            return  # every draw reads every block, so that one which was freed too early shows
-        self._heads.pop(request_id, None)
-        self._heads[request_id] = head
-        if len(self._heads) > 4 * self._config.max_sequences:
-            del self._heads[next(iter(self._heads))]
 
     def _read_state(self, block_ids: Sequence[int], position: int) -> int:
         block, slot = divmod(position, self._block_size)
