@@ -28,17 +28,6 @@ class BookedLoad:
             num_blocks=count * self.num_blocks,
         )
 
-    def plus(self, other: BookedLoad) -> BookedLoad:
-        """Both together."""
-        return BookedLoad(
-            num_sequences=self.num_sequences + other.num_sequences,
-            num_prefilling=self.num_prefilling + other.num_prefilling,
-            queued_prefill_tokens=self.queued_prefill_tokens + other.queued_prefill_tokens,
-            queued_prefill_context=self.queued_prefill_context + other.queued_prefill_context,
-            decode_kv_tokens=self.decode_kv_tokens + other.decode_kv_tokens,
-            num_blocks=self.num_blocks + other.num_blocks,
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Booking:
@@ -58,10 +47,35 @@ _NOTHING = BookedLoad()
 
 @dataclass(slots=True)
 class _WorkerBookings:
-    """In the order in which they were made."""
+    """In the order in which they were made, and their sums, which are brought up to date with each."""
 
     by_request: dict[str, Booking] = field(default_factory=dict)
-    total: BookedLoad | None = _NOTHING  # None: to be summed up again
+    num_sequences: int = 0
+    num_prefilling: int = 0
+    queued_prefill_tokens: int = 0
+    queued_prefill_context: int = 0
+    decode_kv_tokens: int = 0
+    num_blocks: int = 0
+
+    def count(self, load: BookedLoad, times: int) -> None:
+        """Add a load, or take it away again: `times` is 1 or -1."""
+        self.num_sequences += times * load.num_sequences
+        self.num_prefilling += times * load.num_prefilling
+        self.queued_prefill_tokens += times * load.queued_prefill_tokens
+        self.queued_prefill_context += times * load.queued_prefill_context
+        self.decode_kv_tokens += times * load.decode_kv_tokens
+        self.num_blocks += times * load.num_blocks
+
+    def total(self) -> BookedLoad:
+        """The sums."""
+        return BookedLoad(
+            num_sequences=self.num_sequences,
+            num_prefilling=self.num_prefilling,
+            queued_prefill_tokens=self.queued_prefill_tokens,
+            queued_prefill_context=self.queued_prefill_context,
+            decode_kv_tokens=self.decode_kv_tokens,
+            num_blocks=self.num_blocks,
+        )
 
 
 class Bookings:
@@ -85,13 +99,13 @@ class Bookings:
         self._held_up.pop(request_id, None)
         for booking in bookings:
             worker = self._workers.setdefault(booking.worker_id, _WorkerBookings())
-            if worker.by_request.pop(request_id, None) is None:
+            replaced = worker.by_request.pop(request_id, None)
+            if replaced is None:
                 self._booked_on.setdefault(request_id, []).append(booking.worker_id)
             else:
-                worker.total = None
+                worker.count(replaced.load, -1)
             worker.by_request[request_id] = booking
-            if worker.total is not None:
-                worker.total = worker.total.plus(booking.load)
+            worker.count(booking.load, 1)
             if len(worker.by_request) > self._max_per_worker:
                 self._drop(booking.worker_id, next(iter(worker.by_request)))
 
@@ -148,11 +162,7 @@ class Bookings:
     def total(self, worker_id: str) -> BookedLoad:
         """All that is booked on a worker."""
         worker = self._workers.get(worker_id)
-        if worker is None:
-            return _NOTHING
-        if worker.total is None:
-            worker.total = _sum(worker)
-        return worker.total
+        return worker.total() if worker is not None else _NOTHING
 
     def count(self, worker_id: str) -> int:
         """Requests booked on a worker."""
@@ -169,7 +179,10 @@ class Bookings:
         for worker_id, worker in self._workers.items():
             assert worker.by_request, "a worker without bookings is not kept"
             assert len(worker.by_request) <= self._max_per_worker
-            assert worker.total is None or worker.total == _sum(worker)
+            summed = _WorkerBookings()
+            for booking in worker.by_request.values():
+                summed.count(booking.load, 1)
+            assert worker.total() == summed.total()
             assert all(booking.worker_id == worker_id for booking in worker.by_request.values())
             times = [booking.time_s for booking in worker.by_request.values()]
             assert times == sorted(times)
@@ -182,8 +195,7 @@ class Bookings:
 
     def _drop(self, worker_id: str, request_id: str) -> None:
         worker = self._workers[worker_id]
-        del worker.by_request[request_id]
-        worker.total = None
+        worker.count(worker.by_request.pop(request_id).load, -1)
         if not worker.by_request:
             del self._workers[worker_id]
         elsewhere = self._booked_on[request_id]
@@ -191,10 +203,3 @@ class Bookings:
         if not elsewhere:
             del self._booked_on[request_id]
             self._held_up.pop(request_id, None)
-
-
-def _sum(worker: _WorkerBookings) -> BookedLoad:
-    total = _NOTHING
-    for booking in worker.by_request.values():
-        total = total.plus(booking.load)
-    return total
