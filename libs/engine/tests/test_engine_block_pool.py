@@ -101,7 +101,7 @@ def test_a_hash_that_was_removed_and_stored_again_is_in_neither_list() -> None:
 
 
 def test_equal_hashes_of_different_blocks_never_share() -> None:
-    pool = BlockPool(8, 2, hash_block=lambda parent, tokens: b"same" * 4)
+    pool = BlockPool(8, 2, hash_blocks=lambda parent, tokens, size: [b"same" * 4] * (len(tokens) // size))
     first = filled_table(pool, [1, 2, 3, 4])
     assert first.num_shared_blocks == 1  # its second block collides with its first
     second = filled_table(pool, [5, 6])
@@ -137,6 +137,15 @@ def test_a_leaked_block_breaks_integrity() -> None:
         pool.check_integrity([])
 
 
+def few_hashes(parent: bytes, tokens: Sequence[int], block_size: int) -> list[bytes]:
+    """Hashes of two bits, chained."""
+    hashes: list[bytes] = []
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        parent = bytes([(parent[0] * 5 + sum(tokens[start : start + block_size]) * 3 + 1) % 4]) * 16
+        hashes.append(parent)
+    return hashes
+
+
 class Holder:
     """A sequence of the state machine."""
 
@@ -148,11 +157,11 @@ class PoolMachine(RuleBasedStateMachine):
     """Random tables over a small pool. The model is what was written into each block: its whole prefix."""
 
     holders = Bundle("holders")
-    hash_block = staticmethod(block_hash)
+    hash_blocks = staticmethod(block_hashes)
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(6, 2, hash_block=self.hash_block, record_freed=True)
+        self.pool = BlockPool(6, 2, hash_blocks=self.hash_blocks, record_freed=True)
         self.alive: list[Holder] = []
         self.content: dict[int, tuple[bytes, tuple[int, ...]]] = {}
         self.announced: set[bytes] = set()
@@ -228,7 +237,7 @@ class PoolMachine(RuleBasedStateMachine):
 class CollidingPoolMachine(PoolMachine):
     """The same, with hashes of two bits."""
 
-    hash_block = staticmethod(lambda parent, tokens: bytes([(parent[0] * 5 + sum(tokens) * 3 + 1) % 4]) * 16)
+    hash_blocks = staticmethod(few_hashes)
 
 
 TestPool = PoolMachine.TestCase

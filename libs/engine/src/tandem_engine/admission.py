@@ -44,9 +44,10 @@ class Admission:
         `num_step_tokens` is what the step has for prompts.
         """
         reserved: list[Sequence] = []
+        prefilling = [sequence for sequence in self._running if sequence.phase is Phase.PREFILLING]
         while True:
             local, remote = self.waiting.first, self.reserving.first
-            if local is not None and not self._can_compute(local, num_step_tokens):
+            if local is not None and not self._can_compute(local, prefilling, num_step_tokens):
                 local = None  # it lacks a place or tokens, not blocks: reservations may pass
             if remote is not None and (local is None or remote.turn < local.turn):
                 if not self._open(remote):
@@ -60,6 +61,7 @@ class Admission:
                 self.waiting.remove(local)
                 local.phase = Phase.PREFILLING
                 self._running.add(local)
+                prefilling.append(local)
             else:
                 return reserved
 
@@ -88,12 +90,12 @@ class Admission:
                 return victims
         return []
 
-    def _can_compute(self, sequence: Sequence, num_step_tokens: int) -> bool:
+    def _can_compute(self, sequence: Sequence, prefilling: list[Sequence], num_step_tokens: int) -> bool:
         if len(self._running) >= self._num_places:
             return False
         backlog = 0
-        for other in self._running:
-            if other.phase is Phase.PREFILLING and other.turn < sequence.turn:
+        for other in prefilling:
+            if other.turn < sequence.turn:
                 backlog += other.num_uncomputed_tokens
         return backlog < num_step_tokens
 

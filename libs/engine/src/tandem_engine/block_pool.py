@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tandem_common.hashing import block_hash
+from tandem_common.hashing import block_hashes
 
 from tandem_engine.integrity import require
 
@@ -46,7 +46,7 @@ class CacheChanges(NamedTuple):
 class BlockPool:
     """Blocks 0 to num_blocks - 1, counted by holder. Not thread-safe.
 
-    `hash_block` is replaced in tests that force collisions. With `record_freed`, `take_freed` tells which blocks
+    `hash_blocks` is replaced in tests that force collisions. With `record_freed`, `take_freed` tells which blocks
     lost their content, for runners that poison them.
     """
 
@@ -55,14 +55,14 @@ class BlockPool:
         num_blocks: int,
         block_size: int,
         *,
-        hash_block: Callable[[bytes, Sequence[int]], bytes] = block_hash,
+        hash_blocks: Callable[[bytes, Sequence[int], int], list[bytes]] = block_hashes,
         record_freed: bool = False,
     ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"a pool needs blocks and tokens in them, got {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.hash_block = hash_block
+        self.hash_blocks = hash_blocks
         self._ref_counts = [0] * num_blocks
         self._entries: list[CacheEntry | None] = [None] * num_blocks
         self._by_hash: dict[bytes, CacheEntry] = {}

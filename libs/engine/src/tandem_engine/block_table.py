@@ -46,7 +46,7 @@ class BlockTable:
         parent: CacheEntry | bytes = self._namespace
         for index in range(max_tokens // self._pool.block_size):
             tokens = self._tokens_of(index, token_ids)
-            entry = self._pool.find(self._hash_of(index, tokens), parent, tokens)
+            entry = self._pool.find(self._hash_of(index, token_ids), parent, tokens)
             if entry is None:
                 break
             found.append(entry)
@@ -80,7 +80,7 @@ class BlockTable:
             index = self.num_shared_blocks
             tokens = self._tokens_of(index, token_ids)
             entry = self._pool.share(
-                self.block_ids[index], self._hash_of(index, tokens), self._last_entry, tokens
+                self.block_ids[index], self._hash_of(index, token_ids), self._last_entry, tokens
             )
             if entry is None:
                 self._may_share = False
@@ -105,9 +105,10 @@ class BlockTable:
         size = self._pool.block_size
         return tuple(token_ids[index * size : (index + 1) * size])
 
-    def _hash_of(self, index: int, tokens: tuple[int, ...]) -> bytes:
-        """Hash of block `index`; asked for in order."""
-        if index == len(self._hashes):
-            parent = self._hashes[-1] if self._hashes else self._namespace
-            self._hashes.append(self._pool.hash_block(parent, tokens))
-        return self._hashes[index]
+    def _hash_of(self, index: int, token_ids: Sequence[int]) -> bytes:
+        """Hash of block `index`; asked for in order. What is known of the sequence by then is hashed at once."""
+        hashes, size = self._hashes, self._pool.block_size
+        if index == len(hashes):
+            parent = hashes[-1] if hashes else self._namespace
+            hashes += self._pool.hash_blocks(parent, token_ids[index * size :], size)
+        return hashes[index]

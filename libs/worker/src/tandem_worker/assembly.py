@@ -8,7 +8,6 @@ import redis.asyncio
 from tandem_common.config import ConfigError
 from tandem_common.keys import Keys
 from tandem_common.registry import ClusterWatcher
-from tandem_common.speed import SpeedFitter
 from tandem_engine.api import Engine
 
 from tandem_worker.accepted import AcceptedRequests
@@ -19,6 +18,7 @@ from tandem_worker.incarnation import Incarnation
 from tandem_worker.lease_keeper import LeaseKeeper
 from tandem_worker.links import LinkSpeeds
 from tandem_worker.receiving import ReceivedBlocks, chunk_bytes
+from tandem_worker.step_book import StepBook
 from tandem_worker.ticket import TicketOffice
 from tandem_worker.transports import PeerConnections, Receiver, Source, shm, tcp
 from tandem_worker.worker import Worker
@@ -64,7 +64,7 @@ def make_worker(
         connections=make_connections(source, config.transports, engine),
         watcher=ClusterWatcher(client, Keys(config.cluster), beats=False),
         accepted=AcceptedRequests(max(_MIN_LISTED_S, _LISTED_BEATS * config.heartbeat_s)),
-        speeds=SpeedFitter(),
+        steps=StepBook(),
     )
 
 

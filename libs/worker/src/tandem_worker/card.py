@@ -58,7 +58,8 @@ def make_card(worker: Worker, endpoints: Endpoints) -> pb.WorkerCard:
 def make_beat(worker: Worker, sequence: int, now_s: float) -> pb.WorkerBeat:
     """The beat as of now."""
     held = worker.engine.snapshot()
-    prefill, decode = worker.speeds.prefill, worker.speeds.decode
+    speeds = worker.steps.speeds
+    prefill, decode = speeds.prefill, speeds.decode
     return pb.WorkerBeat(
         worker_id=worker.worker_id,
         epoch=worker.epoch,

@@ -24,7 +24,6 @@ from tandem_worker.card import Endpoints
 from tandem_worker.crew import Crew
 from tandem_worker.drain import drain
 from tandem_worker.kv_publisher import KvPublisher
-from tandem_worker.metrics import COMPUTED_PROMPT_TOKENS, STEP_SECONDS, STEPS
 from tandem_worker.registration import Fenced, Registration
 from tandem_worker.roles import RoleService
 from tandem_worker.transports import Receiver, shm
@@ -153,18 +152,8 @@ class Serving:
         """Learn from a step, and tell what it changed."""
         if step.removed_hashes or step.stored_hashes:
             self._kv_events.record(step.removed_hashes, step.stored_hashes)
-        cost = step.cost
-        if cost is not None:
-            STEPS.inc()
-            STEP_SECONDS.observe(cost.duration_ms / 1000)
-            COMPUTED_PROMPT_TOKENS.inc(cost.num_prefill_tokens)
-            self._worker.speeds.observe(
-                duration_ms=cost.duration_ms,
-                num_prefill_tokens=cost.num_prefill_tokens,
-                prefill_token_context=cost.prefill_token_context,
-                num_decode_sequences=cost.num_decode_sequences,
-                decode_kv_tokens=cost.decode_kv_tokens,
-            )
+        if step.cost is not None:
+            self._worker.steps.add(step.cost)
 
 
 def _listen(worker: Worker) -> list[Receiver]:

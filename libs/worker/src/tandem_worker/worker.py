@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 from tandem.v1 import cluster_pb2 as pb
 from tandem_common.registry import ClusterWatcher
-from tandem_common.speed import SpeedFitter
 from tandem_engine.api import Engine
 
 from tandem_worker.accepted import AcceptedRequests
@@ -17,6 +16,7 @@ from tandem_worker.gate import Gate
 from tandem_worker.incarnation import Incarnation
 from tandem_worker.lease_keeper import LeaseKeeper
 from tandem_worker.links import LinkSpeeds
+from tandem_worker.step_book import StepBook
 from tandem_worker.ticket import TicketOffice
 from tandem_worker.transports import PeerConnections
 
@@ -38,7 +38,7 @@ class Worker:
     connections: PeerConnections
     watcher: ClusterWatcher
     accepted: AcceptedRequests
-    speeds: SpeedFitter
+    steps: StepBook
 
     @property
     def epoch(self) -> int:

@@ -162,13 +162,12 @@ class Session:
         stream.start(submit.prefill if submit.HasField("prefill") else None)
 
     def _make_stream(self, submit: decode_pb2.Submit) -> Stream:
-        config, info = self.worker.config, self.worker.engine.info
+        config = self.worker.config
         if len(self._streams) >= MAX_STREAMS:
             raise Overloaded("too many requests in this session", retry_after_ms=1000)
         generation = generation_from_proto(submit.generation)
         if generation.model and generation.model != config.model_name:
             raise Conflict("this worker serves another model")
-        generation.check_limits(vocab_size=info.vocab_size, max_context_tokens=info.max_context_tokens)
         timeout_s = min(submit.timeout_ms / 1000 or config.request_timeout_s, config.request_timeout_s)
         return Stream(self, submit.stream_id, generation, timeout_s)
 
