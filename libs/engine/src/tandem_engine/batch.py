@@ -43,6 +43,8 @@ class Batch:
     """The rows of one step: decodes (one new token each) first, then prompt chunks."""
 
     sequences: list[ScheduledSequence]
+    num_counted: int = 0  # of the decodes, those whose known tokens are counted in `counted_tokens`
+    counted_tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ long one is overtaken by at most twice its own length.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from tandem_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from tandem_common.generation import FinishReason, Generation
@@ -36,6 +37,7 @@ from tandem_engine.api import (
 from tandem_engine.batch import Batch, Draw, ScheduledSequence
 from tandem_engine.block_pool import BlockPool
 from tandem_engine.block_table import BlockTable
+from tandem_engine.decode_columns import DecodeColumns, is_plain
 from tandem_engine.integrity import require
 from tandem_engine.loans import Loans
 from tandem_engine.seniority_list import SeniorityList, by_turn
@@ -71,7 +73,10 @@ class Scheduler:
         self._running = SeniorityList()
         self._admission = Admission(pool, self._running, self._num_places)
         self._granted: list[Sequence] = []
-        self._scheduled: list[Sequence] = []  # rows of the batch that is being executed
+        self._is_open = False  # a batch is being executed
+        self._scheduled: list[Sequence] = []  # its rows after those of the columns
+        # None when not every running sequence is in each step with one token: rows are chosen one by one then.
+        self._columns: DecodeColumns | None = None
 
     @property
     def max_step_tokens(self) -> int:
@@ -112,9 +117,8 @@ class Scheduler:
             raise InvalidRequest(f"first token {first_token.token_id} is not in the vocabulary")
         sequence.is_remote = False
         sequence.num_cached_tokens = first_token.num_cached_tokens
-        sequence.num_computed_tokens = len(sequence.token_ids)
-        sequence.table.share_filled(sequence.token_ids, sequence.num_computed_tokens)
-        sequence.phase = Phase.DECODING
+        sequence.num_prefilled_tokens = len(sequence.token_ids)
+        sequence.table.share_filled(sequence.token_ids, sequence.num_prefilled_tokens)
         self._running.add(sequence)
         return self._take(sequence, first_token.token_id, first_token.logprobs)
 
@@ -131,17 +135,24 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the rows of the next step; an empty batch means that only a command can change anything."""
-        require(not self._scheduled, "schedule was called twice without postprocess")
+        require(not self._is_open, "schedule was called twice without postprocess")
         if len(self._admission):
             for sequence in self._admission.displaced():
                 self._preempt(sequence)
-        rows = self._decode_rows()
+        columns = self._columns = self._usable_columns()
+        num_counted, counted_tokens = (len(columns), columns.kv_tokens) if columns is not None else (0, 0)
+        if columns is not None:
+            columns.grow()
+            rows = columns.rows[:]
+        else:
+            rows = self._decode_rows()
         num_step_tokens = self._info.max_step_tokens - len(rows)
         if len(self._admission):
             self._granted += self._admission.start(num_step_tokens)
         if len(rows) < len(self._running):
-            rows += self._chunk_rows(num_step_tokens)
-        return Batch(rows)
+            rows = rows + self._chunk_rows(num_step_tokens)
+        self._is_open = bool(rows)
+        return Batch(rows, num_counted, counted_tokens)
 
     def take_granted(self) -> list[Sequence]:
         """Reservations that got their blocks in the last `schedule`."""
@@ -155,12 +166,17 @@ class Scheduler:
         tokens: list[TokenOutput] = []
         progress: list[PrefillProgress] = []
         scheduled, self._scheduled = self._scheduled, []
+        self._is_open = False
+        rows = batch.sequences
+        if batch.num_counted:
+            plain_request_ids, plain_token_ids, tokens = self._advance_columns(drawn[: batch.num_counted])
+            rows, drawn = rows[batch.num_counted :], drawn[batch.num_counted :]
         block_size, decoding = self.pool.block_size, Phase.DECODING
-        for sequence, row, draw in zip(scheduled, batch.sequences, drawn, strict=True):
+        for sequence, row, draw in zip(scheduled, rows, drawn, strict=True):
             if sequence.phase is decoding and type(draw) is int:
                 # Nearly all rows, one token each.
                 token_ids = sequence.token_ids
-                computed = sequence.num_computed_tokens = len(token_ids)
+                computed = len(token_ids)
                 if computed % block_size == 0:
                     sequence.table.share_filled(token_ids, computed)
                 if draw in sequence.stop_token_ids or computed + 1 >= sequence.max_length:
@@ -174,7 +190,7 @@ class Scheduler:
                 plain_token_ids.append(draw)
                 continue
             before = sequence.num_computed_tokens
-            computed = sequence.num_computed_tokens = before + row.num_new_tokens
+            computed = sequence.num_prefilled_tokens = before + row.num_new_tokens
             if computed // block_size > before // block_size:
                 sequence.table.share_filled(sequence.token_ids, computed)
             if sequence.prefill is PrefillMode.HOLD and computed > sequence.num_reported_tokens:
@@ -221,6 +237,8 @@ class Scheduler:
         for line in (self._admission.waiting, self._admission.reserving, self._running):
             keys = [line.key(sequence) for sequence in line]
             require(keys == sorted(set(keys)), "a list is not in its order")
+        if self._columns is not None:
+            self._columns.check_integrity([s for s in running if s.phase is Phase.DECODING])
         tables = [sequence.table.block_ids for sequence in self._sequences.values()]
         self.pool.check_integrity([*tables, *self.loans.tables()])
 
@@ -241,6 +259,31 @@ class Scheduler:
         sequence = make_sequence(generation, prefill, table, order, self._info.max_context_tokens)
         self._sequences[sequence.request_id] = sequence
         self._admission.add(sequence)
+
+    def _usable_columns(self) -> DecodeColumns | None:
+        """The columns of all that decode, if each of them has a place and the block that it needs."""
+        running, columns = self._running, self._columns
+        if len(running) > self._num_places:
+            return None
+        if columns is None and self.pool.num_available >= len(running):
+            decoding = [sequence for sequence in running if sequence.phase is Phase.DECODING]
+            if all(map(is_plain, decoding)):
+                columns = DecodeColumns(self.pool.block_size, decoding)
+        if columns is None or self.pool.num_available < len(columns.in_need):
+            return None
+        return columns
+
+    def _advance_columns(self, drawn: list[Draw]) -> tuple[list[str], list[int], list[TokenOutput]]:
+        """A token for each of those that decode: the plain requests and tokens, and the others' reports."""
+        columns = self._columns
+        require(
+            columns is not None and set(map(type, drawn)) == {int},
+            "the runner drew other tokens than it was asked for",
+        )
+        assert columns is not None
+        request_ids, token_ids, ended = columns.advance(cast("list[int]", drawn))
+        reports = [self._report(sequence, token_id, None, reason) for sequence, token_id, reason in ended]
+        return request_ids, token_ids, reports
 
     def _decode_rows(self) -> list[ScheduledSequence]:
         rows: list[ScheduledSequence] = []
@@ -287,8 +330,13 @@ class Scheduler:
         num_cached_tokens = None if sequence.has_output else sequence.num_cached_tokens
         sequence.has_output = True
         if sequence.prefill is not PrefillMode.HOLD:
-            sequence.phase = Phase.DECODING
+            is_new, sequence.phase = sequence.phase is not Phase.DECODING, Phase.DECODING
             reason = sequence.append(token_id)
+            if is_new and reason is None and self._columns is not None:
+                if is_plain(sequence):
+                    self._columns.add(sequence)
+                else:
+                    self._columns = None
             return self._report(sequence, token_id, logprobs, reason, num_cached_tokens)
         # Whether the token ends the sequence is for the worker to say that goes on from it.
         sequence.token_ids.append(token_id)
@@ -319,7 +367,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
-        self._running.remove(sequence)
+        self._stop_running(sequence)
         sequence.close()
         self._admission.add(sequence)
 
@@ -327,6 +375,11 @@ class Scheduler:
         if sequence.phase is Phase.WAITING:
             self._admission.remove(sequence)
         elif sequence.phase in (Phase.PREFILLING, Phase.DECODING):
-            self._running.remove(sequence)
+            self._stop_running(sequence)
         del self._sequences[sequence.request_id]
         sequence.close()
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        if self._columns is not None and sequence.phase is Phase.DECODING:
+            self._columns.remove(sequence)

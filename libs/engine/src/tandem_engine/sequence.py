@@ -52,12 +52,17 @@ class Sequence:
     stop_token_ids: frozenset[int]
     table: BlockTable
     phase: Phase = Phase.WAITING
-    num_computed_tokens: int = 0
+    num_prefilled_tokens: int = 0  # computed tokens, as long as it does not decode
     num_cached_tokens: int | None = None  # prompt tokens found in the cache when it was first admitted
     num_reported_tokens: int = 0  # computed tokens last reported as progress
     has_output: bool = False  # a token of it was reported
-    decode_row: ScheduledSequence | None = None  # as of the last step: see `row`
+    decode_row: ScheduledSequence | None = None  # as of the last step outside of columns: see `row`
     unwritten_blocks: set[int] = field(default_factory=set)  # RESERVED only: indices in the table
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values are in the blocks."""
+        return len(self.token_ids) - 1 if self.phase is Phase.DECODING else self.num_prefilled_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -71,7 +76,7 @@ class Sequence:
     def open(self, prefix: list[CacheEntry]) -> None:
         """Take blocks for all known tokens, the first of them from the prefix cache."""
         self.table.open(prefix, len(self.token_ids))
-        self.num_computed_tokens = self.table.num_shared_tokens
+        self.num_prefilled_tokens = self.table.num_shared_tokens
         if self.num_cached_tokens is None:
             self.num_cached_tokens = min(self.num_computed_tokens, self.num_prompt_tokens)
         if self.is_remote:
@@ -81,7 +86,7 @@ class Sequence:
         """Give up all blocks; the sequence waits, or has ended."""
         self.table.release()
         self.decode_row = None
-        self.num_computed_tokens = 0
+        self.num_prefilled_tokens = 0
         self.phase = Phase.WAITING
 
     def append(self, token_id: int) -> FinishReason | None:

@@ -16,13 +16,13 @@ from tandem_engine.api import TokenLogprobs
 
 FIRST_STATE = 0x9E3779B97F4A7C15
 STATE_BYTES = 8
-_MASK = 2**64 - 1
+MASK = 2**64 - 1
 
 
 def next_state(state: int, token_id: int) -> int:
     """The state after a token that follows `state`."""
     # Python's own hash of numbers is the same in every process, and one call: the model is to cost next to nothing.
-    return hash((state, token_id)) & _MASK
+    return hash((state, token_id)) & MASK
 
 
 def next_states(state: int, token_ids: Sequence[int]) -> list[int]:
