@@ -11,6 +11,7 @@ from tandem_common.hashing import block_hashes, unpack_hashes
 from tandem_common.keys import Keys
 from tandem_common.redis_client import connect
 from tandem_common.registry import MIN_TTL_S, ClusterWatcher, WorkerPublisher
+from tandem_common.token_ids import unpack_token_ids
 from tandem_engine.api import Engine, EngineDied
 from tandem_engine.batch import Batch, DrawnToken
 from tandem_engine.config import EngineConfig
@@ -134,7 +135,7 @@ async def test_blocks_are_told_as_they_are_stored(redis_url: str) -> None:
     async with running_worker(redis_url, "both") as worker:
         wanted = generation(100, 1)
         await generate(worker, wanted)
-        expected = block_hashes(NAMESPACE, list(wanted.token_ids), BLOCK_SIZE)
+        expected = block_hashes(NAMESPACE, unpack_token_ids(wanted.token_ids), BLOCK_SIZE)
         client = connect(redis_url)
         stored: set[bytes] = set()
         for _ in range(100):

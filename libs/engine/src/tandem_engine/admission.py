@@ -6,7 +6,7 @@ from tandem_common.generation import RequestClass
 
 from tandem_engine.block_pool import BlockPool, CacheEntry
 from tandem_engine.seniority_list import SeniorityList, by_turn
-from tandem_engine.sequence import Phase, Sequence
+from tandem_engine.sequence import Phase, Sequence, Turn
 
 
 class Admission:
@@ -44,10 +44,15 @@ class Admission:
         `num_step_tokens` is what the step has for prompts.
         """
         reserved: list[Sequence] = []
-        prefilling = [sequence for sequence in self._running if sequence.phase is Phase.PREFILLING]
+        prefilling = [
+            (sequence.turn, sequence.num_uncomputed_tokens)
+            for sequence in self._running
+            if sequence.phase is Phase.PREFILLING
+        ]
+        num_started = 0  # tokens of prompts that start now: those that wait come in the order of turns
         while True:
             local, remote = self.waiting.first, self.reserving.first
-            if local is not None and not self._can_compute(local, prefilling, num_step_tokens):
+            if local is not None and not self._can_compute(local, prefilling, num_step_tokens - num_started):
                 local = None  # it lacks a place or tokens, not blocks: reservations may pass
             if remote is not None and (local is None or remote.turn < local.turn):
                 if not self._open(remote):
@@ -61,7 +66,7 @@ class Admission:
                 self.waiting.remove(local)
                 local.phase = Phase.PREFILLING
                 self._running.add(local)
-                prefilling.append(local)
+                num_started += local.num_uncomputed_tokens
             else:
                 return reserved
 
@@ -90,14 +95,12 @@ class Admission:
                 return victims
         return []
 
-    def _can_compute(self, sequence: Sequence, prefilling: list[Sequence], num_step_tokens: int) -> bool:
+    def _can_compute(
+        self, sequence: Sequence, prefilling: list[tuple[Turn, int]], num_step_tokens: int
+    ) -> bool:
         if len(self._running) >= self._num_places:
             return False
-        backlog = 0
-        for other in prefilling:
-            if other.turn < sequence.turn:
-                backlog += other.num_uncomputed_tokens
-        return backlog < num_step_tokens
+        return sum(tokens for turn, tokens in prefilling if turn < sequence.turn) < num_step_tokens
 
     def _open(self, sequence: Sequence) -> bool:
         """Give it its blocks; False, and nothing changed, when there are too few."""
