@@ -48,6 +48,7 @@ def test_the_json_says_what_the_table_says() -> None:
         assert run["num_done"] == run["num_requests"] == 40
         assert run["ttft_s"]["p50"] <= run["ttft_s"]["p99"]
         assert 0 < run["utilisation"]["decode"] <= 1.01
+        assert 0 < run["goodput"] <= run["rate"]
         assert len(run["curves"]["ttft_s"]) == 99
     lines = table(both).splitlines()
     assert len(lines) == 3

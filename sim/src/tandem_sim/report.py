@@ -60,8 +60,9 @@ def summarise(run: Run) -> Summary:
     records = measurement.records
     gaps = measurement.all_gaps()
     prompt_tokens = sum(record.num_prompt_tokens for record in records)
-    span_s = max((record.sent_s for record in records), default=0.0)
     good = sum(meets(record, scenario.targets) for record in records)
+    # Never above the rate: of the requests sent, those in target.
+    good_share = good / len(records) if records else 0.0
     labels = sorted(measurement.gaps)
     summary: Summary = _rounded(
         {
@@ -79,9 +80,9 @@ def summarise(run: Run) -> Summary:
             "num_refused": sum(bool(record.refusal) for record in records),
             "num_retried": sum(record.num_attempts > 1 for record in records),
             "num_good": good,
-            "goodput": good / span_s if span_s else 0.0,
-            "goodput_per_gpu": good / span_s / scenario.num_gpus if span_s else 0.0,
-            "good_share": good / len(records) if records else 0.0,
+            "goodput": run.rate * good_share,
+            "goodput_per_gpu": run.rate * good_share / scenario.num_gpus,
+            "good_share": good_share,
             **_latencies(records, gaps),
             "by_label": {
                 label: _latencies([r for r in records if r.label == label], measurement.gaps[label])
