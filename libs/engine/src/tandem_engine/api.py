@@ -60,7 +60,7 @@ class TokenLogprobs:
     top_logprobs: Sequence[float] = ()
 
 
-# Not frozen, since one is made per token and freezing doubles what that costs; nobody changes one.
+# Not frozen, like what else is made in every step: freezing doubles what that costs, and nobody changes one.
 @dataclass(kw_only=True, slots=True)
 class TokenOutput:
     """New tokens of one request in one step.
@@ -96,7 +96,7 @@ class RequestFailure:
     error: TandemError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class StepCost:
     """What a step computed and how long it took: the sample that speeds are fitted to."""
 
@@ -117,7 +117,7 @@ class StepCost:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class StepOutput:
     """Everything that one engine step made known; empty steps are not reported.
 

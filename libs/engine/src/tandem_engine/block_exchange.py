@@ -228,6 +228,8 @@ class LocalBlockExchange:
 
     def advance(self) -> None:
         """After each step: answer what has become possible."""
+        if not self._wishes and not self._context.scheduler.has_granted:
+            return
         with self._context.lock:
             granted = self._context.scheduler.take_granted()
             self._wishes = [wish for wish in self._wishes if not self._fulfil(wish)]

@@ -113,14 +113,17 @@ class BlockPool:
             self._ref_counts[block_id] = 1
         return block_ids
 
-    def find(
-        self, digest: bytes, parent: CacheEntry | bytes, token_ids: tuple[int, ...]
-    ) -> CacheEntry | None:
-        """The entry of this block after this parent, if it is in the cache; nothing changes."""
-        entry = self._by_hash.get(digest)
-        if entry is not None and entry.parent == parent and entry.token_ids == token_ids:
-            return entry
-        return None
+    def find(self, namespace: bytes, blocks: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[CacheEntry]:
+        """The entries of a sequence's first blocks, given by hash and tokens, as far as they are in the cache."""
+        found: list[CacheEntry] = []
+        parent: CacheEntry | bytes = namespace
+        for digest, token_ids in blocks:
+            entry = self._by_hash.get(digest)
+            if entry is None or entry.parent != parent or entry.token_ids != token_ids:
+                break
+            found.append(entry)
+            parent = entry
+        return found
 
     def acquire(self, entry: CacheEntry) -> int:
         """Hold a block that `find` gave; its ancestors must be held first. Returns its id."""

@@ -42,16 +42,12 @@ class BlockTable:
 
     def find_prefix(self, token_ids: Sequence[int], max_tokens: int) -> list[CacheEntry]:
         """Entries of the longest cached prefix of at most `max_tokens` tokens; nothing changes in the pool."""
-        found: list[CacheEntry] = []
-        parent: CacheEntry | bytes = self._namespace
-        for index in range(max_tokens // self._pool.block_size):
-            tokens = self._tokens_of(index, token_ids)
-            entry = self._pool.find(self._hash_of(index, token_ids), parent, tokens)
-            if entry is None:
-                break
-            found.append(entry)
-            parent = entry
-        return found
+        size = self._pool.block_size
+        num_blocks = max_tokens // size
+        blocks = (tuple(token_ids[start : start + size]) for start in range(0, num_blocks * size, size))
+        return self._pool.find(
+            self._namespace, zip(self._hashed(num_blocks, token_ids), blocks, strict=False)
+        )
 
     def num_missing_blocks(self, prefix: Sequence[CacheEntry], num_tokens: int) -> int:
         """How many of the pool's available blocks `open` would take."""
@@ -80,7 +76,7 @@ class BlockTable:
             index = self.num_shared_blocks
             tokens = self._tokens_of(index, token_ids)
             entry = self._pool.share(
-                self.block_ids[index], self._hash_of(index, token_ids), self._last_entry, tokens
+                self.block_ids[index], self._hashed(index + 1, token_ids)[index], self._last_entry, tokens
             )
             if entry is None:
                 self._may_share = False
@@ -105,10 +101,10 @@ class BlockTable:
         size = self._pool.block_size
         return tuple(token_ids[index * size : (index + 1) * size])
 
-    def _hash_of(self, index: int, token_ids: Sequence[int]) -> bytes:
-        """Hash of block `index`; asked for in order. What is known of the sequence by then is hashed at once."""
+    def _hashed(self, num_blocks: int, token_ids: Sequence[int]) -> list[bytes]:
+        """Hashes of at least the first `num_blocks`. What is known of the sequence by then is hashed at once."""
         hashes, size = self._hashes, self._pool.block_size
-        if index == len(hashes):
+        if len(hashes) < num_blocks:
             parent = hashes[-1] if hashes else self._namespace
-            hashes += self._pool.hash_blocks(parent, token_ids[index * size :], size)
-        return hashes[index]
+            hashes += self._pool.hash_blocks(parent, token_ids[len(hashes) * size :], size)
+        return hashes

@@ -154,6 +154,11 @@ class Scheduler:
         self._is_open = bool(rows)
         return Batch(rows, num_counted, counted_tokens)
 
+    @property
+    def has_granted(self) -> bool:
+        """Whether `take_granted` would give anything."""
+        return bool(self._granted)
+
     def take_granted(self) -> list[Sequence]:
         """Reservations that got their blocks in the last `schedule`."""
         granted, self._granted = self._granted, []
