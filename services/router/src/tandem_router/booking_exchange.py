@@ -16,6 +16,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import redis.asyncio
 from google.protobuf.message import DecodeError
@@ -50,6 +51,16 @@ _MAX_LINES = 64
 _SETTLE_S = 0.1  # the stream takes milliseconds; if not, it tells nothing that is worth waiting for
 
 _log = get_logger("bookings")
+
+
+class _Unsent(NamedTuple):
+    """A decision that the others are to hear of."""
+
+    request_id: str
+    model: str
+    tenant: str
+    charged_tokens: int
+    bookings: Sequence[Booking]
 
 
 class BookingExchange:
@@ -89,7 +100,7 @@ class BookingExchange:
         self._listening_until_s = 0.0
         self._own_entries: deque[bytes] = deque(maxlen=_MAX_OWN_ENTRIES)
         self._unsettled: deque[tuple[float, str, str]] = deque()  # time, model, request id
-        self._unsent: deque[pb.SharedBooking] = deque(maxlen=_MAX_UNSENT)
+        self._unsent: deque[_Unsent] = deque(maxlen=_MAX_UNSENT)
         self._wake = asyncio.Event()
 
     def share(
@@ -100,24 +111,8 @@ class BookingExchange:
         if self._others:
             self._cluster.expect_alike(request_id, model, bookings, min(len(self._others), _MAX_OTHERS))
             self._unsettled.append((time.monotonic(), model, request_id))
-        loads = [
-            pb.BookedLoad(
-                worker_id=booking.worker_id,
-                epoch=booking.epoch,
-                num_sequences=booking.load.num_sequences,
-                num_prefilling=booking.load.num_prefilling,
-                queued_prefill_tokens=booking.load.queued_prefill_tokens,
-                queued_prefill_context=booking.load.queued_prefill_context,
-                decode_kv_tokens=booking.load.decode_kv_tokens,
-                num_blocks=booking.load.num_blocks,
-            )
-            for booking in bookings
-        ]
-        self._unsent.append(
-            pb.SharedBooking(
-                request_id=request_id, model=model, tenant=tenant, charged_tokens=charged, loads=loads
-            )
-        )
+        # Made into messages when they are sent, many at once: cheaper than in between.
+        self._unsent.append(_Unsent(request_id, model, tenant, charged, bookings))
         self._wake.set()
 
     def tell_correction(self, tenant: str, num_tokens: int) -> None:
@@ -164,13 +159,16 @@ class BookingExchange:
                     # Bookings are worth seconds: what could not be sent now is not worth a second try.
                     await asyncio.sleep(_BACKOFF_S)
 
-    async def _append(self, bookings: Sequence[pb.SharedBooking]) -> bytes:
+    async def _append(self, bookings: Sequence[_Unsent]) -> bytes:
         """Write an entry; its id."""
         queue, self._queue = self._queue, None
         told, self._corrections = self._corrections, {}
         corrections = [pb.SharedCorrection(tenant=tenant, tokens=tokens) for tenant, tokens in told.items()]
         entry = pb.SharedBookings(
-            router_id=self._router_id, bookings=bookings, queue=queue, corrections=corrections
+            router_id=self._router_id,
+            bookings=map(_to_proto, bookings),
+            queue=queue,
+            corrections=corrections,
         )
         record = entry.SerializeToString()
         entry_id, _ = answers = await self._line.ask(
@@ -299,4 +297,26 @@ def _booking(load: pb.BookedLoad, now_s: float) -> Booking:
             num_blocks=load.num_blocks,
         ),
         time_s=now_s,
+    )
+
+
+def _to_proto(unsent: _Unsent) -> pb.SharedBooking:
+    return pb.SharedBooking(
+        request_id=unsent.request_id,
+        model=unsent.model,
+        tenant=unsent.tenant,
+        charged_tokens=unsent.charged_tokens,
+        loads=[
+            pb.BookedLoad(
+                worker_id=booking.worker_id,
+                epoch=booking.epoch,
+                num_sequences=booking.load.num_sequences,
+                num_prefilling=booking.load.num_prefilling,
+                queued_prefill_tokens=booking.load.queued_prefill_tokens,
+                queued_prefill_context=booking.load.queued_prefill_context,
+                decode_kv_tokens=booking.load.decode_kv_tokens,
+                num_blocks=booking.load.num_blocks,
+            )
+            for booking in unsent.bookings
+        ],
     )
