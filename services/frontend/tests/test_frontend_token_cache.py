@@ -34,7 +34,23 @@ FRAGMENTS = [
     ".\n",
     "<|im_end|>",
     "<|im_start|>",
+    " 42",
+    " (",
+    "\t",
+    "\0",
 ]
+# Their expressions are what matters for cutting.
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+QWEN = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=900).map("".join)
 
 
@@ -139,7 +155,11 @@ def test_the_models_own_tokenizer_is_cached(local_model):
 @pytest.mark.parametrize(
     ("pattern", "cuts"),
     [
-        (r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+", True),
+        (GPT_2, True),
+        (LLAMA_3, True),
+        (QWEN, True),
+        (TEKKEN, True),
+        (r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+", False),  # of "\n fox" and "  fox" the gap is no start
         (r"\p{L}+ \p{L}+|.", False),  # tokens of two words
         (r"(?<= )\p{L}+|.", False),  # looks back
     ],
