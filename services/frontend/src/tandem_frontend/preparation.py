@@ -1,7 +1,7 @@
 """From what a client asked for to a Generation with its block hashes: the one path for HTTP and gRPC.
 
 Tokenizing and hashing of long prompts run in a small pool of threads, so that they never hold up the streams of
-others; short ones are quicker done at once.
+others; short ones are quicker done at once, in turns when many come together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tandem_common.hashing import block_hashes, namespace_root, pack_hashes, ten
 
 from tandem_frontend.models import ModelCatalog, ServedModel
 from tandem_frontend.options import Conversation, GenerationOptions, Prompt, TextPrompt, TokenPrompt
+from tandem_frontend.turns import Turns
 
 # Below this many characters or tokens a prompt takes about a millisecond.
 INLINE_SIZE = 2048
@@ -64,6 +65,7 @@ class Preparation:
         self._secret = cluster_secret
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tokenize")
         self._num_waiting = 0
+        self._turns = Turns()
         self._namespace = functools.lru_cache(maxsize=1024)(self._namespace_of)
 
     async def prepare(
@@ -72,7 +74,9 @@ class Preparation:
         """Check everything and tokenize; InvalidRequest, NotFound, Unavailable or Overloaded."""
         served = self._catalog.find(model)
         if self._is_quick(prompt):
-            return self._prepare(served, prompt, options, caller)
+            await self._turns.mine()
+            with self._turns.work():
+                return self._prepare(served, prompt, options, caller)
         return await self._in_thread(lambda: self._prepare(served, prompt, options, caller))
 
     async def tokenize(self, model: str, prompt: Prompt) -> Sequence[int]:
