@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from tandem_engine.torch_engine.linear import has_tiles
 
 FAMILIES = [
     "llama",
@@ -28,10 +29,21 @@ FAMILIES = [
     "phi3-partial",
     "phi3-window",
 ]
+# Of sizes that the kernel for whole steps on a CPU takes: what most users of a CPU run.
+BY_KERNEL = [
+    "llama-wide",
+    "llama-biases-wide",
+    "mistral-wide",
+    "qwen2-wide",
+    "qwen3-wide",
+    "gemma2-wide",
+    "gemma3-wide",
+    "phi3-wide",
+]
 MAX_DIFFERENCE = 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + BY_KERNEL)
 def test_logits_after_every_token_are_those_of_transformers(name, tiny_model, load, random_prompt):
     model = tiny_model(name)
     driver = load(model.path)
@@ -50,7 +62,7 @@ def test_logits_after_every_token_are_those_of_transformers(name, tiny_model, lo
         assert (logits - expected[position]).abs().max() < MAX_DIFFERENCE, position
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + BY_KERNEL)
 def test_greedy_tokens_are_those_of_transformers(name, tiny_model, load, random_prompt):
     model = tiny_model(name)
     driver = load(model.path)
@@ -61,7 +73,17 @@ def test_greedy_tokens_are_those_of_transformers(name, tiny_model, load, random_
         assert driver.generate(driver.track(prompt), 24, chunk=11) == expected
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral-window", "qwen3"])
+@pytest.mark.skipif(
+    not has_tiles(torch.float32, "cpu"), reason="no C compiler, or weights are not packed here"
+)
+@pytest.mark.parametrize(("names", "by_kernel"), [(FAMILIES, False), (BY_KERNEL, True)])
+def test_the_comparisons_cover_torchs_operators_and_the_kernel(names, by_kernel, tiny_model, load):
+    # A control for the tests above: each list is computed in the way that it stands for.
+    for name in names:
+        assert (load(tiny_model(name).path).runner.short_step is not None) is by_kernel, name
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral-window", "qwen3", "llama-wide"])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 def test_tokens_do_not_depend_on_chunks_blocks_or_neighbours(
     name, block_size, tiny_model, load, random_prompt
