@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 import pytest
+from tandem.v1 import cluster_pb2, router_pb2_grpc
 from tandem.v1 import router_pb2 as pb
-from tandem.v1 import router_pb2_grpc
 from tandem_common.errors import Overloaded, Unavailable
 from tandem_frontend.routing import RouterClient
 
 
 class FakeCatalog:
-    def decode_workers(self, model: str) -> list[Any]:
-        return []
+    def __init__(self, *cards: cluster_pb2.WorkerCard) -> None:
+        self.cards = cards
+
+    def decode_workers(self, model: str) -> list[cluster_pb2.WorkerCard]:
+        return list(self.cards)
 
 
 class FakeRouter(router_pb2_grpc.RouterServiceServicer):
@@ -27,6 +30,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         self.delay_s = delay_s
         self.says = says
         self.refuse = refuse
+        self.refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
         self.messages: list[pb.RouteStreamRequest] = []
         self.left = asyncio.Event()
         self.ends_after: int | None = None  # calls
@@ -52,8 +56,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
     async def _answer(self, call_id: int, context: Any) -> None:
         answer = pb.RouteAnswer(call_id=call_id)
         if self.refuse:
-            answer.failure.code = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-            answer.failure.message = "too much"
+            answer.failure.code, answer.failure.message = self.refusal[0].value[0], self.refusal[1]
             answer.failure.retry_after_ms = 1500
         else:
             answer.route.decode.worker_id = "d"
@@ -71,7 +74,9 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving(*routers: FakeRouter) -> AsyncIterator[RouterClient]:
+async def serving(
+    *routers: FakeRouter, cards: Sequence[cluster_pb2.WorkerCard] = ()
+) -> AsyncIterator[RouterClient]:
     servers, addresses = [], []
     for router in routers:
         server = grpc.aio.server()
@@ -79,7 +84,7 @@ async def serving(*routers: FakeRouter) -> AsyncIterator[RouterClient]:
         addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
         await server.start()
         servers.append(server)
-    client = RouterClient(lambda: addresses, FakeCatalog())  # type: ignore[arg-type]
+    client = RouterClient(lambda: addresses, FakeCatalog(*cards))  # type: ignore[arg-type]
     try:
         yield client
     finally:
@@ -171,3 +176,43 @@ async def test_waiting_requests_hold_up_no_others() -> None:
         await client.route(QUERY)
         assert not first.done()
         assert (await first).decode.worker_id == "d"
+
+
+CARDS = [
+    cluster_pb2.WorkerCard(worker_id="cheap", labels={"region": "us"}, price_per_million_tokens=0.1),
+    cluster_pb2.WorkerCard(
+        worker_id="near", labels={"region": "eu", "zone": "a"}, price_per_million_tokens=2
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "allowed"),
+    [
+        ({}, {"cheap", "near"}),
+        ({"pinned_worker_ids": ["near", "some-prefill-worker"]}, {"near"}),
+        ({"excluded_worker_ids": ["near"]}, {"cheap"}),
+        ({"required_labels": {"region": "eu"}}, {"near"}),
+        ({"max_price_per_million_tokens": 0.1}, {"cheap"}),
+        ({"pinned_worker_ids": ["other"]}, set()),
+        ({"required_labels": {"region": "eu", "zone": "b"}}, set()),
+        ({"required_labels": {"region": "eu"}, "max_price_per_million_tokens": 1}, set()),
+        ({"max_price_per_million_tokens": 0}, set()),
+    ],
+)
+@pytest.mark.parametrize(
+    "routers", [[], [FakeRouter(refuse=True)]], ids=["no router", "a router that refuses"]
+)
+async def test_what_a_request_requires_holds_without_a_router_too(
+    routers: list[FakeRouter], wishes: dict[str, Any], allowed: set[str]
+) -> None:
+    for router in routers:
+        router.refusal = (grpc.StatusCode.UNAVAILABLE, "2 dearer than the request allows")
+    query = pb.RouteQuery(request_id="r1", model="m", num_tokens=1, max_tokens=1, **wishes)
+    async with serving(*routers, cards=CARDS) as client:
+        if allowed:
+            assert {(await client.route(query)).decode.worker_id for _ in range(4)} == allowed
+        else:
+            # What the router said of it tells the client why.
+            with pytest.raises(Unavailable, match="2 dearer than" if routers else "ask for less"):
+                await client.route(query)

@@ -26,6 +26,10 @@ ROUTE_WAIT_S = 120.0
 _MAX_REPORTS = 64  # of each kind, in one message
 
 
+class NoAnswer(Unavailable):
+    """The router said nothing about the request: its stream broke, or its answer makes no sense."""
+
+
 class Reports:
     """What became of earlier requests: told to whichever router is asked next. The oldest make room."""
 
@@ -62,7 +66,7 @@ class RouterLink:
         self._context = contextvars.Context()
 
     async def ask(self, query: pb.RouteQuery) -> pb.RouteResponse:
-        """The router's answer, a route or an error of its; DeadlineExceeded or Unavailable when it gives none."""
+        """The router's answer, a route or an error of its; DeadlineExceeded or NoAnswer when it gives none."""
         loop = asyncio.get_running_loop()
         if self._running is None:
             self._running = loop.create_task(self._run(), name="router", context=self._context)
@@ -88,12 +92,12 @@ class RouterLink:
     async def _run(self) -> None:
         stream = router_pb2_grpc.RouterServiceStub(self._channel).RouteStream()
         writing = asyncio.create_task(self._write(stream))
-        error: TandemError = Unavailable("the router ended the stream")
+        error: TandemError = NoAnswer("the router ended the stream")
         try:
             async for response in stream:
                 self._receive(response)
         except grpc.aio.AioRpcError as broken:
-            error = Unavailable(f"the stream with the router broke ({broken.code().name})")
+            error = NoAnswer(f"the stream with the router broke ({broken.code().name})")
         finally:
             self._running = None
             self._new, self._cancelled = [], []
@@ -161,7 +165,7 @@ class RouterLink:
             retry_after_ms = failure.retry_after_ms if failure.HasField("retry_after_ms") else None
             _fail(call, error_for_code(failure.code, failure.message, retry_after_ms=retry_after_ms))
         elif not answer.route.decode.worker_id:
-            _fail(call, Unavailable("the router named no worker"))
+            _fail(call, NoAnswer("the router named no worker"))
         elif not call.answer.done():
             call.answer.set_result(answer.route)
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from tandem.v1 import cluster_pb2
 from tandem.v1 import router_pb2 as pb
 from tandem_common.errors import DeadlineExceeded, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem_common.logs import get_logger
 
 from tandem_frontend.models import ModelCatalog
-from tandem_frontend.router_link import Reports, RouterLink
+from tandem_frontend.router_link import NoAnswer, Reports, RouterLink
 
 # A router that did not answer in time is not asked for this long: one frozen router must not cost every request
 # the whole deadline. (One that is gone refuses at once and costs nothing.)
@@ -58,6 +59,7 @@ class RouterClient:
 
     async def route(self, query: pb.RouteQuery) -> Route:
         """Workers for a request; Overloaded, InvalidRequest, or Unavailable when no worker is left."""
+        refusal: TandemError | None = None
         for address in self._in_order():
             try:
                 response = await self._link(address).ask(query)
@@ -66,6 +68,8 @@ class RouterClient:
             except TandemError as error:
                 if isinstance(error, DeadlineExceeded):
                     self._cooling_until[address] = self._clock() + COOLING_S
+                elif not isinstance(error, NoAnswer):
+                    refusal = error
                 _log.warning("a router gave no route", reason=error.code.name, request_id=query.request_id)
                 continue
             self._note_routerless(now=False)
@@ -74,7 +78,7 @@ class RouterClient:
                 response.prefill if response.HasField("prefill") else None,
                 response.predicted_ttft_ms,
             )
-        return self._take_turns(query.model, query.excluded_worker_ids)
+        return self._take_turns(query, refusal)
 
     def observe(self, route: Route, ttft_s: float) -> None:
         """Time from a route to the first token: told to a router with the next request."""
@@ -119,11 +123,16 @@ class RouterClient:
             closing.add_done_callback(self._closing.discard)
             self._cooling_until.pop(address, None)
 
-    def _take_turns(self, model: str, excluded: Iterable[str]) -> Route:
-        without = set(excluded)
-        cards = [card for card in self._catalog.decode_workers(model) if card.worker_id not in without]
+    def _take_turns(self, query: pb.RouteQuery, refusal: TandemError | None) -> Route:
+        """Without a router; `refusal` is what one said of the request, and is right when we find nobody either."""
+        cards = [card for card in self._catalog.decode_workers(query.model) if _allows(query, card)]
         if not cards:
-            raise Unavailable("no worker can take this request now", retry_after_ms=RETRY_AFTER_MS)
+            if isinstance(refusal, Unavailable):
+                raise refusal
+            raise Unavailable(
+                "no worker can take this request now; if it asks for certain workers, labels or a price, ask for less",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
         self._note_routerless(now=True)
         card = cards[next(self._worker_turn) % len(cards)]
         return Route(pb.WorkerRef(worker_id=card.worker_id, epoch=card.epoch, address=card.address))
@@ -134,3 +143,16 @@ class RouterClient:
         elif self._routerless and not now:
             _log.info("a router answers again")
         self._routerless = now
+
+
+def _allows(query: pb.RouteQuery, card: cluster_pb2.WorkerCard) -> bool:
+    """Whether a request may go to a worker, as a router judges it: what it requires holds without one too."""
+    return (
+        card.worker_id not in query.excluded_worker_ids
+        and (not query.pinned_worker_ids or card.worker_id in query.pinned_worker_ids)
+        and query.required_labels.items() <= card.labels.items()
+        and (
+            not query.HasField("max_price_per_million_tokens")
+            or 0 <= card.price_per_million_tokens <= query.max_price_per_million_tokens
+        )
+    )
