@@ -67,11 +67,20 @@ def test_a_draining_or_loading_worker_is_marked():
 )
 def test_explain_says_what_the_queue_would_make_of_a_dry_run(admission, words):
     view = router_pb2.AdmissionView(error_factor=1.5, **admission)
-    chosen = router_pb2.RouteResponse(decode=router_pb2.WorkerRef(worker_id="d"))
+    chosen = router_pb2.RouteResponse(decode=router_pb2.WorkerRef(worker_id="d"), predicted_ttft_ms=80)
     text = " ".join(shown(explanation(router_pb2.ExplainResponse(chosen=chosen, admission=view))).split())
     for word in (*words, "1.50 times"):
         assert word in text
     assert "would" not in shown(explanation(router_pb2.ExplainResponse(chosen=chosen)))
+
+
+def test_explain_tells_no_time_while_no_speeds_are_known():
+    chosen = router_pb2.RouteResponse(decode=router_pb2.WorkerRef(worker_id="d"))
+    view = router_pb2.AdmissionView(verdict="start", error_factor=1.0, deadline_ms=60_000)
+    text = " ".join(shown(explanation(router_pb2.ExplainResponse(chosen=chosen, admission=view))).split())
+    assert "It would start now; no time is predicted (deadline 60000 ms)" in text
+    assert "0 ms;" not in text
+    assert "times" not in text
 
 
 def test_explain_shows_candidates_terms_and_who_was_left_out():

@@ -43,7 +43,7 @@ def explanation(response: router_pb2.ExplainResponse) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"Chosen: {chosen.decode.worker_id}, {how} (policy {response.policy})", "bold"),
         Text(_prediction(chosen)),
-        *([Text(_admission(response.admission))] if response.HasField("admission") else []),
+        *([Text(_admission(response))] if response.HasField("admission") else []),
         Text(),
         _candidates(response),
     ]
@@ -65,11 +65,14 @@ def _prediction(chosen: router_pb2.RouteResponse) -> str:
     return f"{first}; {chosen.predicted_cached_tokens} tokens of the prompt expected in its cache"
 
 
-def _admission(admission: router_pb2.AdmissionView) -> str:
+def _admission(response: router_pb2.ExplainResponse) -> str:
     """What the queue would make of the request; only a dry run has it."""
+    admission = response.admission
     deadline = f" (deadline {admission.deadline_ms:.0f} ms)" if admission.deadline_ms else ""
-    bound = f"first token within {admission.ttft_bound_ms:.0f} ms{deadline}"
-    error = f"predictions were {admission.error_factor:.2f} times too short lately, at the quantile in use"
+    is_predicted = response.chosen.predicted_ttft_ms > 0
+    bound = f"first token within {admission.ttft_bound_ms:.0f} ms" if is_predicted else "no time is predicted"
+    bound += deadline
+    error = f"first tokens lately took up to {admission.error_factor:.2f} times what was predicted"
     match admission.verdict:
         case "start":
             verdict = f"It would start now; {bound}"
@@ -79,7 +82,7 @@ def _admission(admission: router_pb2.AdmissionView) -> str:
             )
         case _:
             verdict = f"It would be refused: {admission.reason}"
-    return f"{verdict}; {error}"
+    return f"{verdict}; {error}" if is_predicted else verdict
 
 
 def _candidates(response: router_pb2.ExplainResponse) -> Table:
@@ -88,8 +91,9 @@ def _candidates(response: router_pb2.ExplainResponse) -> Table:
         {name for candidate in response.candidates for name, value in candidate.terms.items() if value}
     )
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("decode", no_wrap=True)
-    table.add_column("prefill", no_wrap=True)
+    # Not "decode" and "prefill": two of the terms are called so.
+    table.add_column("decodes", no_wrap=True)
+    table.add_column("prefills", no_wrap=True)
     for heading in ("cached", *(term.replace("_", " ") for term in terms), f"cost ({response.unit})"):
         table.add_column(heading, justify="right")
     for candidate in response.candidates[:_MAX_ROWS]:

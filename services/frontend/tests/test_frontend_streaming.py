@@ -300,6 +300,22 @@ async def test_grpc_streams_the_same_text_tokens_and_usage(system, answer):
     assert completed.usage.cached_tokens == 2
 
 
+async def test_grpc_metadata_says_what_a_request_requires_as_http_headers_do(system):
+    await system.add_worker("w1")
+    router = await system.add_router()
+    await system.start()
+    stub = inference_pb2_grpc.InferenceServiceStub(system.channel)
+    request = inference_pb2.GenerateRequest(model="tandem-tiny", text="Once")
+    wishes = (("x-tandem-labels", "region=eu"), ("x-tandem-workers", "w1"), ("x-tandem-max-price", "0.5"))
+    async for _ in stub.Generate(request, timeout=10, metadata=wishes):
+        pass
+    query = router.queries[-1]
+    assert (dict(query.required_labels), list(query.pinned_worker_ids)) == ({"region": "eu"}, ["w1"])
+    assert query.max_price_per_million_tokens == 0.5
+    call = stub.Generate(request, timeout=10, metadata=(("x-tandem-max-price", "cheap"),))
+    assert (await call.code()).name == "INVALID_ARGUMENT"
+
+
 async def test_a_grpc_client_that_cancels_stops_its_worker(system):
     worker = await system.add_worker("w1", step_s=0.02)
     await system.start()

@@ -46,7 +46,7 @@ def test_failed_draining_and_small_workers_are_left_out_with_the_reason() -> Non
     assert ids(eligible) == ([], ["good"])
     assert eligible.excluded == {
         "draining": "draining",
-        "failed": "failed this request before",
+        "failed": "failed this request before or excluded by it",
         "few-blocks": "62 blocks cannot hold the sequence",
         "short": "context of 999 tokens is too short",
         "p-small": "62 blocks cannot hold the sequence",
@@ -87,7 +87,7 @@ def test_nobody_to_decode_is_unavailable_with_the_reasons_but_without_ids() -> N
     view = view_of(prefill_worker("p"), decode_worker("d0", draining=True), decode_worker("d1"))
     with pytest.raises(Unavailable) as caught:
         eligible_workers(make_query(excluded_worker_ids=frozenset({"d1"})), view)
-    assert "1 draining, 1 failed this request before" in caught.value.message
+    assert "1 draining, 1 failed this request before or excluded by it" in caught.value.message
     assert "d1" not in caught.value.message
     with pytest.raises(Unavailable, match="no decode worker"):
         eligible_workers(make_query(), view_of(prefill_worker("p")))

@@ -164,7 +164,7 @@ async def test_explain_tells_how_a_routed_request_was_decided(world: World) -> N
         await world.route(f"other-{i}")
     explained = await world.stub.Explain(router_pb2.ExplainRequest(request_id="r1"), timeout=5)
     assert explained.chosen == first
-    assert dict(explained.excluded) == {"d0": "failed this request before"}
+    assert dict(explained.excluded) == {"d0": "failed this request before or excluded by it"}
     assert explained.candidates[0].cost == min(candidate.cost for candidate in explained.candidates)
     assert explained.candidates[0].terms["queue"] == 0.0
 
@@ -195,7 +195,11 @@ async def test_explain_of_a_forgotten_request_is_not_found(
         ({"request_class": 9}, grpc.StatusCode.INVALID_ARGUMENT, "class"),
         ({"excluded_worker_ids": ["x"] * 257}, grpc.StatusCode.INVALID_ARGUMENT, "at most 256"),
         ({"num_tokens": 9000}, grpc.StatusCode.INVALID_ARGUMENT, "9000 tokens"),
-        ({"excluded_worker_ids": ["d0", "d1"]}, grpc.StatusCode.UNAVAILABLE, "2 failed this request before"),
+        (
+            {"excluded_worker_ids": ["d0", "d1"]},
+            grpc.StatusCode.UNAVAILABLE,
+            "2 failed this request before or excluded by it",
+        ),
     ],
 )
 async def test_a_refusal_names_the_reason_and_books_nothing(

@@ -118,7 +118,8 @@ def up(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="How the router chooses workers: predictive, least_loaded, round_robin, random.",
+            help="How the router chooses workers: predictive, dynamo, cache_aware, least_loaded, power_of_two, "
+            "round_robin, random.",
             show_default="predictive",
         ),
     ] = None,

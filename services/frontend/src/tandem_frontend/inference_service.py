@@ -24,6 +24,7 @@ from tandem_frontend.http_messages import new_request_id
 from tandem_frontend.models import ModelCatalog
 from tandem_frontend.options import Conversation, GenerationOptions, Prompt, TextPrompt, TokenPrompt
 from tandem_frontend.preparation import Caller, Preparation
+from tandem_frontend.routing_headers import apply_routing_headers
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,9 +109,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         outcome = "cancelled"
         try:
             request_id = new_request_id()
-            metadata = {
-                key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
-            }
+            metadata = _text_metadata(context)
             with bound_request(request_id):
                 named = (("x-request-id", request_id),)
                 # With the status too: of a call that failed at once, clients may see that alone.
@@ -138,6 +137,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         response_class: type[pb.GenerateResponse | pb.ChatResponse],
     ) -> None:
         prepared = await self._preparation.prepare(model, prompt, options, caller)
+        apply_routing_headers(_text_metadata(context), prepared.query)
         queue = DeltaQueue()
         work = asyncio.create_task(self._generator.generate(prepared, queue))
         work.add_done_callback(lambda _: queue.close())
@@ -157,6 +157,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+
+def _text_metadata(context: Context) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 def _conversation(messages: Iterable[pb.ChatMessage]) -> Conversation:

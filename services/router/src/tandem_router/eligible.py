@@ -9,7 +9,7 @@ from tandem_common.errors import InvalidRequest, NotFound, Unavailable
 from tandem_router.query import Query
 from tandem_router.view import ClusterView, WorkerFacts, WorkerRole, WorkerView
 
-_FAILED_BEFORE = "failed this request before"
+_EXCLUDED = "failed this request before or excluded by it"
 _NOT_PINNED = "not one of the workers that the request names"
 _LABELS_DIFFER = "without the labels that the request requires"
 _TOO_DEAR = "dearer than the request allows"
@@ -43,7 +43,7 @@ def eligible_workers(query: Query, view: ClusterView) -> Eligible:
     for worker in pool:
         facts = worker.facts
         if facts.worker_id in query.excluded_worker_ids:
-            excluded[facts.worker_id] = _FAILED_BEFORE
+            excluded[facts.worker_id] = _EXCLUDED
         elif query.pinned_worker_ids and facts.worker_id not in query.pinned_worker_ids:
             excluded[facts.worker_id] = _NOT_PINNED
         elif query.required_labels and not query.required_labels.items() <= facts.labels.items():
