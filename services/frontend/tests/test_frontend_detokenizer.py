@@ -91,6 +91,24 @@ def test_sentence_piece_pieces_equal_the_whole(token_ids, cuts):
     assert decode(SENTENCE_PIECE_TABLE, token_ids, cuts) == expected
 
 
+# Tokens of any kind between characters of one to four bytes, a token for each byte.
+mixed_ids = st.lists(
+    st.one_of(
+        st.sampled_from([0, 1, *range(258, SENTENCE_PIECE.get_vocab_size())]).map(
+            lambda token_id: [token_id]
+        ),
+        st.characters(codec="utf-8").map(lambda character: [2 + byte for byte in character.encode()]),
+    ),
+    max_size=20,
+).map(lambda groups: [token_id for group in groups for token_id in group])
+
+
+@given(mixed_ids, st.lists(st.integers(0, 80), max_size=60))
+def test_characters_of_byte_tokens_between_others_survive_any_split(token_ids, cuts):
+    expected = SENTENCE_PIECE.decode(token_ids, skip_special_tokens=True)
+    assert decode(SENTENCE_PIECE_TABLE, token_ids, cuts) == expected
+
+
 @given(st.text(min_size=1, max_size=10))
 def test_sentence_piece_byte_tokens_become_characters_again(text):
     token_ids = [2 + byte for byte in text.encode()]

@@ -12,9 +12,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 import redis
-from tandem.v1 import cluster_pb2
+from tandem.v1 import cluster_pb2, inference_pb2, inference_pb2_grpc
 from tandem_common.keys import Keys
 
 KEPT = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
@@ -71,6 +72,17 @@ def test_it_imports_neither_torch_nor_transformers():
     assert ended.returncode == 0, ended.stderr
 
 
+def requests_of(metrics_port: int, route: str) -> int:
+    """Requests for what ends in `route` that one process has counted."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return sum(
+        int(float(line.split()[-1]))
+        for line in lines
+        if line.startswith("tandem_frontend_requests_total{") and f'{route}"' in line
+    )
+
+
 def test_workers_share_the_ports_and_go_with_the_first_process(model_dir: Path, redis_url: str):
     flags = ("--model", str(model_dir), "--http-port", "0", "--redis-url", redis_url, "--cluster", "siblings")
     process = subprocess.Popen(
@@ -98,16 +110,18 @@ def test_workers_share_the_ports_and_go_with_the_first_process(model_dir: Path, 
             with urllib.request.urlopen(f"http://{ready['http_address']}/live", timeout=5) as response:
                 assert response.status == 200
         for index, card in enumerate(cards):
-            url = f"http://127.0.0.1:{card.metrics_port}/metrics"
-            with urllib.request.urlopen(url, timeout=5) as response:
-                lines = response.read().decode().splitlines()
-            counts[index] = sum(
-                int(float(line.split()[-1]))
-                for line in lines
-                if line.startswith("tandem_frontend_requests_total{")
-            )
+            counts[index] = requests_of(card.metrics_port, "/live")
         assert sum(counts) == 40
         assert all(counts), "the kernel shares connections out"
+        for _ in range(40):
+            # A channel of its own each time: channels to one address share a connection otherwise.
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            with grpc.insecure_channel(ready["address"], options) as channel:
+                stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                stub.ListModels(inference_pb2.ListModelsRequest(), timeout=5)
+        calls = [requests_of(card.metrics_port, "/ListModels") for card in cards]
+        assert sum(calls) == 40
+        assert all(calls), "connections of gRPC are shared out too"
         process.kill()
         process.wait()
         with pytest.raises(OSError, match="refused"):
