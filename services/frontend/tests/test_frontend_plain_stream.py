@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
+import structlog.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -155,7 +157,11 @@ def test_a_reader_that_does_not_read_is_ended_on_the_quick_way_too():
         assert len(answer.client.received) == num_bytes
         answer.stream.close()
 
-    by_itself(run())
+    with structlog.testing.capture_logs() as lines:
+        by_itself(run())
+    [line] = lines
+    assert (line["log_level"], line["request_id"]) == ("warning", "req-1")
+    assert re.fullmatch(r"\d+ bytes unread", line["reason"])
 
 
 def test_what_was_unread_is_forgotten_when_it_was_read():
