@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +39,6 @@ from tandem_sim.synthetic import CHAT_ONLY, MIXED, Kind, poisson
 AT_ONCE = Control(heartbeat_s=0.01, poll_s=0.01, kv_event_delay_s=0.0)
 RESULTS = Path(__file__).resolve().parent / "results"
 LOADS = (3.0, 3.5, 4.0, 4.5, 5.0, 5.5)
-CHUNKS = (128, 192, 256, 384, 512, 1024)
 WARM_S = 20.0
 SHARES = (0.9, 0.95, 0.98)
 # Tokens of a step of prefill and decode workers, whatever the policy: a short prompt waits for the step in progress.
@@ -105,11 +104,21 @@ def policies(
     return [run(mooncake(policy, workers), requests, load) for policy in names]
 
 
-def layouts(
-    num_requests: int, num_workers: int, rates_per_worker: Sequence[float], tpot_s: float, step_model: str
-) -> Iterator[Summary]:
+@dataclass(frozen=True, kw_only=True)
+class LayoutSweep:
+    """What `layouts` runs: rates are per worker, chunks those of aggregated workers."""
+
+    num_requests: int
+    rates: Sequence[float]
+    chunks: Sequence[int]
+    tpot_s: float
+    step_model: str
+    seed: int
+
+
+def layouts(num_workers: int, sweep: LayoutSweep) -> Iterator[Summary]:
     """All ways to use so many workers of 4 GPUs, over swept rates: split, aggregated, and aggregated with handoffs."""
-    targets = Targets(ttft_s=2.0, tpot_s=tpot_s)
+    targets = Targets(ttft_s=2.0, tpot_s=sweep.tpot_s)
     splits = [
         (
             WorkerGroup(role="prefill", count=n, max_step_tokens=STEP),
@@ -120,13 +129,17 @@ def layouts(
     wholes = [
         (WorkerGroup(role="both", count=num_workers, max_step_tokens=chunk, handoffs=handoffs),)
         for handoffs in (False, True)
-        for chunk in (CHUNKS if not handoffs else (256,))
+        for chunk in (sweep.chunks if not handoffs else (256,))
     ]
-    for rate in (num_workers * each for each in rates_per_worker):
-        mixed = poisson(MIXED, rate=rate, num_requests=num_requests, seed=1)
+    for rate in (num_workers * each for each in sweep.rates):
+        mixed = poisson(MIXED, rate=rate, num_requests=sweep.num_requests, seed=sweep.seed)
         for workers in (*splits, *wholes):
             scenario = Scenario(
-                workers=workers, block_size=64, targets=targets, with_planner=False, step_model=step_model
+                workers=workers,
+                block_size=64,
+                targets=targets,
+                with_planner=False,
+                step_model=sweep.step_model,
             )
             yield run_warm(scenario, mixed)
 
@@ -226,6 +239,8 @@ def main() -> None:
         "--load", type=float, default=0.0, help="for policies and slow; 0: 80 %% of saturation"
     )
     parser.add_argument("--rates", default="4,5,5.5,6,6.5,7,7.5,8", help="of layouts, per worker")
+    parser.add_argument("--chunks", default="192,256,376,512,1024", help="of layouts, of aggregated workers")
+    parser.add_argument("--seed", type=int, default=1, help="of layouts' arrivals")
     parser.add_argument("--tpot-ms", type=float, default=40.0, help="target of layouts")
     parser.add_argument("--step-model", default="roofline", choices=STEP_MODELS, help="of layouts")
     parser.add_argument("--nodes", default="2,4", help="workers of layouts: 2 of 4 GPUs are a node")
@@ -255,10 +270,16 @@ def main() -> None:
         if "view" in names:
             show("view", [run(replace(mooncake("predictive", SPLIT), control=AT_ONCE), requests, load)])
     if "layouts" in names:
-        rates = [float(rate) for rate in arguments.rates.split(",")]
+        sweep = LayoutSweep(
+            num_requests=arguments.requests,
+            rates=[float(rate) for rate in arguments.rates.split(",")],
+            chunks=[int(chunk) for chunk in arguments.chunks.split(",")],
+            tpot_s=arguments.tpot_ms / 1e3,
+            step_model=arguments.step_model,
+            seed=arguments.seed,
+        )
         for num_workers in (int(count) for count in arguments.nodes.split(",")):
-            tpot_s = arguments.tpot_ms / 1e3
-            swept = list(layouts(arguments.requests, num_workers, rates, tpot_s, arguments.step_model))
+            swept = list(layouts(num_workers, sweep))
             show(f"layouts-{arguments.step_model}-{num_workers}", swept)
             show_capacities(swept)
     if "interference" in names:
