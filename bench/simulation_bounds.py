@@ -1,11 +1,11 @@
-"""How much a worker could serve at best of the mixed prompts of `bench/simulation.py`, by each step model.
+"""What a worker could serve of the mixed prompts of `bench/simulation.py` in two pure ways, by each step model.
 
     .venv/bin/python bench/simulation_bounds.py [--tpot-ms 40]
 
 No queues, no waiting, perfect balance. *Split*: prompts are computed in the chunks that are cheapest per token, decodes
 in the largest batch that its KV memory and the target between tokens allow; nothing is won by doing both at once.
 *Mixed*: every step decodes and computes just as many prompt tokens as arrive meanwhile, and no step is longer than the
-target.
+target. Estimates, not bounds: a layout may do some of both.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def bounds(steps: StepTime, load: Load, tpot_s: float) -> tuple[float, float]:
 
 def main() -> None:
     """Compute and print."""
-    parser = argparse.ArgumentParser(description="What a worker could serve at best, by each step model.")
+    parser = argparse.ArgumentParser(
+        description="What a worker could serve in two pure ways, by each step model."
+    )
     parser.add_argument("--tpot-ms", type=float, default=40.0)
     tpot_s = parser.parse_args().tpot_ms / 1e3
     load = Load()
