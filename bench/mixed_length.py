@@ -3,7 +3,7 @@
     .venv/bin/python bench/mixed_length.py [--model tiny|16m] [--rates 10,20,30,40] [--seconds 10] [--rounds 2]
 
 The torch engine on two cores, one thread per worker: the shipped model, or one of 16 M parameters with random weights
-and the shipped tokenizer, whose long prompts take a quarter of a second. Requests arrive as a Poisson process, the same
+and the shipped tokenizer, whose long prompts take half a second. Requests arrive as a Poisson process, the same
 for all stacks: chats of about 60 tokens, and one in twenty with about 1,500 (1,750 for the larger model); all generate
 48. One stack is up at a time, each round goes through the stacks in the other order, and a stack is asked for more
 until fewer than half of its requests are in target. Workers are pinned; frontend, router, Redis and this client are
